@@ -1,0 +1,83 @@
+"""What a command shows: figures on standard output, everything else on standard error."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+out = Console()
+err = Console(stderr=True)
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+    """A summary table: the first column is text, the others are right-aligned figures."""
+    result = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        result.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        result.add_row(*[str(cell) for cell in row])
+    return result
+
+
+def print_json(figures: dict[str, Any]) -> None:
+    """Writes one JSON object, on one line, to standard output (``--json``)."""
+    print(json.dumps(figures, ensure_ascii=False, default=str))
+
+
+class Steps:
+    """Progress of long work: a bar on a terminal, a plain line now and then elsewhere.
+
+    Args:
+      description: what is being done, e.g. ``"running programs"``.
+      total: how many units there are; None where it is not known.
+      every: off a terminal, a line is printed each time another ``every`` fraction is done.
+    """
+
+    def __init__(self, description: str, total: int | None = None, every: float = 0.1):
+        self._description, self._total, self._every = description, total, every
+        self._done, self._next_line = 0, every
+        self._progress: Progress | None = None
+        if err.is_terminal:
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=err,
+            )
+            self._task = self._progress.add_task(description, total=total, note="")
+
+    def __enter__(self) -> "Steps":
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Counts ``amount`` more units as done; ``note`` is shown beside the bar."""
+        self._done += amount
+        if self._progress:
+            self._progress.update(self._task, advance=amount, note=note)
+        elif self._total and self._done >= self._next_line * self._total:
+            while self._done >= self._next_line * self._total:
+                self._next_line += self._every
+            percent = 100 * self._done // self._total
+            line = f"{self._description}: {self._done:,}/{self._total:,} ({percent}%) {note}"
+            err.print(line.rstrip(), highlight=False, soft_wrap=True)

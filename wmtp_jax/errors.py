@@ -1,0 +1,35 @@
+"""The two ways a command can end badly, and the one place that turns them into exit codes."""
+
+import sys
+from collections.abc import Callable
+
+from wmtp_jax.console import err
+
+
+class UserError(Exception):
+    """A mistake the user can mend: names what was found, what was expected and the remedy.
+
+    Commands print it on standard error, without a traceback, and exit with code 2.
+    """
+
+
+def run_command(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> None:
+    """Runs ``main`` and exits: 0 or its own code, 2 on a `UserError`, 130 on Ctrl-C.
+
+    Any other exception is a failure of ours: its traceback is shown and Python exits with 1.
+    """
+    try:
+        code = main(argv)
+    except UserError as error:
+        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        code = 2
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        code = 130
+    sys.exit(code)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
