@@ -1,0 +1,113 @@
+"""The parts of a LLaMA block: rotary positions, grouped-query attention, SwiGLU.
+
+Shapes are written in names: B batch, S sequence, D model width, N attention heads, K key/value
+heads, H width of one attention head, F feed-forward width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from wmtp_jax.models.config import ModelConfig
+
+
+def document_positions(segment_ids_BS: Array) -> Array:
+    """Position of every token inside its own document, (B, S) int32, from 0.
+
+    Args:
+      segment_ids_BS: int, the number of the document a token belongs to; the tokens of one
+        document stand together. Packed rows hold several documents.
+    """
+    index_S = jnp.arange(segment_ids_BS.shape[1], dtype=jnp.int32)
+    previous_BS = jnp.pad(segment_ids_BS[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    start_BS = jnp.where(segment_ids_BS != previous_BS, index_S, 0)
+    return index_S - jax.lax.cummax(start_BS, axis=1)
+
+
+def rotary_angles(positions_BS: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosine and sine of the rotary angles (Su et al. 2021, arXiv 2104.09864), each (B, S, H/2) float32."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions_BS[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rotary(x_BSNH: Array, cos_BSh: Array, sin_BSh: Array) -> Array:
+    """Rotates queries or keys, pairing element i with i + H/2 (the Hugging Face order).
+
+    Meta's checkpoints pair neighbours (2i, 2i+1) instead; `conversion.meta_mtp` permutes their
+    query and key weights. Contiguous halves vectorise better than a stride of two.
+    """
+    cos, sin = cos_BSh[:, :, None, :], sin_BSh[:, :, None, :]
+    first, second = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BSNH.dtype)
+
+
+def document_mask(segment_ids_BS: Array) -> Array:
+    """Causal mask inside documents, (B, 1, S, S) bool: position q may attend to position k."""
+    same_BSS = segment_ids_BS[:, :, None] == segment_ids_BS[:, None, :]
+    causal_SS = jnp.tril(jnp.ones((segment_ids_BS.shape[1],) * 2, dtype=bool))
+    return (same_BSS & causal_SS)[:, None]
+
+
+class Attention(nnx.Module):
+    """Causal grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **dtypes: Any):
+        self.head_dim = config.head_dim
+        kv_dim = config.n_kv_heads * config.head_dim
+        self.wq = linear(config.dim, config.dim, rngs, **dtypes)
+        self.wk = linear(config.dim, kv_dim, rngs, **dtypes)
+        self.wv = linear(config.dim, kv_dim, rngs, **dtypes)
+        self.wo = linear(config.dim, config.dim, rngs, depth=config.n_layers, **dtypes)
+
+    def __call__(self, x_BSD: Array, rotary: tuple[Array, Array], mask_B1SS: Array | None) -> Array:
+        B, S, _ = x_BSD.shape
+        q_BSNH = apply_rotary(self.wq(x_BSD).reshape(B, S, -1, self.head_dim), *rotary)
+        k_BSKH = apply_rotary(self.wk(x_BSD).reshape(B, S, -1, self.head_dim), *rotary)
+        v_BSKH = self.wv(x_BSD).reshape(B, S, -1, self.head_dim)
+        # A row that is one document needs no mask array: the kernel knows "causal".
+        out_BSNH = jax.nn.dot_product_attention(
+            q_BSNH, k_BSKH, v_BSKH, mask=mask_B1SS, is_causal=mask_B1SS is None
+        )
+        return self.wo(out_BSNH.reshape(B, S, -1))
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU: ``w2(silu(w1 x) * w3 x)`` (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **dtypes: Any):
+        self.w1 = linear(config.dim, config.ffn_dim, rngs, **dtypes)
+        self.w2 = linear(config.ffn_dim, config.dim, rngs, depth=config.n_layers, **dtypes)
+        self.w3 = linear(config.dim, config.ffn_dim, rngs, **dtypes)
+
+    def __call__(self, x_BSD: Array) -> Array:
+        return self.w2(jax.nn.silu(self.w1(x_BSD)) * self.w3(x_BSD))
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer block; the trunk and the prediction heads are made of these."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **dtypes: Any):
+        self.attention_norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
+        self.attention = Attention(config, rngs=rngs, **dtypes)
+        self.ffn_norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
+        self.feed_forward = FeedForward(config, rngs=rngs, **dtypes)
+
+    def __call__(self, x_BSD: Array, rotary: tuple[Array, Array], mask_B1SS: Array | None) -> Array:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotary, mask_B1SS)
+        return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
+
+
+def linear(n_in: int, n_out: int, rngs: nnx.Rngs, *, depth: int | None = None, **dtypes: Any) -> nnx.Linear:
+    """A bias-free projection, kernel (n_in, n_out), normal with deviation 0.02.
+
+    ``depth`` marks a projection that writes to the residual stream: its deviation is divided by
+    ``sqrt(2 * depth)``, so that the stream's variance does not grow with depth (GPT-2).
+    """
+    deviation = 0.02 if depth is None else 0.02 / (2 * depth) ** 0.5
+    initializer = nnx.initializers.normal(deviation)
+    return nnx.Linear(n_in, n_out, use_bias=False, kernel_init=initializer, rngs=rngs, **dtypes)

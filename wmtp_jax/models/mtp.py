@@ -1,0 +1,130 @@
+"""The multi-token-prediction LLaMA (Gloeckle et al. 2024, arXiv 2404.19737, section 2).
+
+One trunk reads the tokens; n head blocks, in parallel, read the trunk's output; all heads share one
+final norm and one output matrix. Head k at position t predicts the token at t + k.
+
+Shapes in names: B batch, S sequence, n heads, D width, V vocabulary, L trunk blocks.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.models.layers import Block, document_mask, document_positions, linear, rotary_angles
+from wmtp_jax.parallel.sharding import shard_batch
+
+
+class MTPTransformer(nnx.Module):
+    """Trunk and prediction heads. ``model(tokens)`` gives the logits of every head.
+
+    Args:
+      config: the architecture.
+      rngs: seeds of the random weights.
+      dtype: of the computation (matrix products); norms, softmax and logits are float32.
+      param_dtype: of the weights.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      unroll: compile every trunk block by itself instead of one block in a loop: faster steps
+        on a CPU, longer compilation.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: bool = False,
+        unroll: bool = False,
+    ):
+        self.config, self.remat, self.unroll = config, remat, unroll
+        dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.tok_embeddings = nnx.Embed(
+            config.vocab_size,
+            config.dim,
+            embedding_init=nnx.initializers.normal(0.02),
+            rngs=rngs,
+            **dtypes,
+        )
+        # Blocks are stacked: every leaf has a leading axis of n_trunk_layers or n_future_tokens.
+        self.trunk = _stack(config, config.n_trunk_layers, rngs, dtypes)
+        self.heads = _stack(config, config.n_future_tokens, rngs, dtypes)
+        self.norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
+        self.output = linear(config.dim, config.vocab_size, rngs, **dtypes)
+
+    def __call__(
+        self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None
+    ) -> Array:
+        """Logits (B, S, n, V) float32.
+
+        Args:
+          tokens_BS: int token ids in [0, V).
+          segment_ids_BS: int document numbers of a packed row; attention, positions and targets
+            stay inside a document. None: each row is one document.
+          n_heads: compute only the first ``n_heads`` heads (1 for next-token decoding).
+        """
+        hidden_BSnD = self.head_hidden(tokens_BS, segment_ids_BS, n_heads)
+        kernel_DV = self.output_kernel
+        return jnp.einsum("bsnd,dv->bsnv", hidden_BSnD, kernel_DV, preferred_element_type=jnp.float32)
+
+    @property
+    def output_kernel(self) -> Array:
+        """The output matrix all heads share, (D, V), in the dtype of the computation."""
+        return self.output.kernel[...].astype(self.output.dtype)
+
+    def trunk_hidden(self, tokens_BS: Array, segment_ids_BS: Array | None = None) -> Array:
+        """The trunk's output (B, S, D), before the final norm: what every head reads."""
+        x_BSD = shard_batch(self.tok_embeddings(tokens_BS))
+        return self._run(self.trunk, x_BSD, self._context(tokens_BS, segment_ids_BS))
+
+    def head_hidden(
+        self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None
+    ) -> Array:
+        """Normed hidden states of the heads (B, S, n, D): the input of the output matrix."""
+        trunk_BSD = self.trunk_hidden(tokens_BS, segment_ids_BS)
+        context = self._context(tokens_BS, segment_ids_BS)
+        graphdef, stacked = nnx.split(self.heads)
+        if n_heads is not None:
+            stacked = jax.tree.map(lambda leaf: leaf[:n_heads], stacked)
+
+        def head(_: None, block: Any) -> tuple[None, Array]:
+            return None, self.norm(nnx.merge(graphdef, block)(trunk_BSD, *context))
+
+        # One head after another, not batched: n times less memory for activations in flight.
+        body = jax.checkpoint(head) if self.remat else head
+        _, hidden_nBSD = jax.lax.scan(body, None, stacked, unroll=self.unroll)
+        return jnp.moveaxis(hidden_nBSD, 0, 2)
+
+    def _context(self, tokens_BS: Array, segment_ids_BS: Array | None) -> tuple[Any, Array | None]:
+        """Rotary angles and attention mask, which all blocks share."""
+        if segment_ids_BS is None:
+            positions_BS = jnp.arange(tokens_BS.shape[1], dtype=jnp.int32)[None]
+            mask_B1SS = None
+        else:
+            positions_BS = document_positions(segment_ids_BS)
+            mask_B1SS = document_mask(segment_ids_BS)
+        return rotary_angles(positions_BS, self.config.head_dim, self.config.rope_theta), mask_B1SS
+
+    def _run(self, blocks: Block, x_BSD: Array, context: tuple[Any, Array | None]) -> Array:
+        """Applies stacked blocks one after another."""
+        graphdef, stacked = nnx.split(blocks)
+
+        def apply(x: Array, block: Any) -> tuple[Array, None]:
+            return shard_batch(nnx.merge(graphdef, block)(x, *context)), None
+
+        body = jax.checkpoint(apply) if self.remat else apply
+        return jax.lax.scan(body, x_BSD, stacked, unroll=self.unroll)[0]
+
+
+def _stack(config: ModelConfig, count: int, rngs: nnx.Rngs, dtypes: dict[str, Any]) -> Block:
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: None})
+    def make(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs=rngs, **dtypes)
+
+    return make(rngs)

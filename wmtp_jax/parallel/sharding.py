@@ -1,0 +1,68 @@
+"""Where each array lives on the mesh: one table for parameters, one rule for batches.
+
+The mesh has the axes ``(data, fsdp, tensor)``, see `wmtp_jax.parallel.mesh`. The axes are automatic:
+the compiler inserts the collectives that these placements need.
+"""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# First match wins; a pattern is searched in the parameter's dotted name. The trailing entries of the
+# specification belong to the trailing axes of the array, so stacked blocks (one more leading axis)
+# and single ones share a line.
+PARAMETER_TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"tok_embeddings\.embedding", ("tensor", "fsdp")),
+    (r"output\.kernel", ("fsdp", "tensor")),
+    (r"attention\.w[qkv]\.kernel", ("fsdp", "tensor")),
+    (r"attention\.wo\.kernel", ("tensor", "fsdp")),
+    (r"feed_forward\.w[13]\.kernel", ("fsdp", "tensor")),
+    (r"feed_forward\.w2\.kernel", ("tensor", "fsdp")),
+    (r"norm\.scale", ()),
+)
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def parameter_name(path: tuple[Any, ...]) -> str:
+    """Dotted name of a leaf of the parameter tree, e.g. ``trunk.attention.wq.kernel``."""
+    return ".".join(str(getattr(key, "key", key)) for key in path)
+
+
+def parameter_spec(name: str, shape: tuple[int, ...]) -> P:
+    """Placement of one parameter.
+
+    Raises:
+      KeyError: no line of the table matches ``name``: a new parameter needs one.
+    """
+    for pattern, axes in PARAMETER_TABLE:
+        if re.search(pattern, name):
+            return P(*(None,) * (len(shape) - len(axes)), *axes)
+    raise KeyError(f"no line of PARAMETER_TABLE matches the parameter {name!r}; add one")
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+    """The tree of placements for a tree of parameters (arrays or shapes)."""
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, parameter_spec(parameter_name(path), leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
+    """Rows of a batch over the data and fsdp axes; ``batch_axis`` is where the rows are counted."""
+    return NamedSharding(mesh, P(*(None,) * batch_axis, BATCH_AXES))
+
+
+def shard_batch(x: jax.Array) -> jax.Array:
+    """Keeps an activation (B, ...) sharded by rows inside a jitted function; nothing without a mesh.
+
+    Without this the compiler may replicate activations after the embedding lookup.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
