@@ -41,7 +41,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
 
     # Read by pydantic where a settings file is checked: an unknown key is an error there too.
-    __pydantic_config__ = {"extra": "forbid", "strict": True}
+    __pydantic_config__ = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

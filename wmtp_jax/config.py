@@ -1,0 +1,359 @@
+"""The settings of a run: typed, checked, read from YAML, changed by dotted overrides.
+
+`configs/README.md` is generated from the descriptions here (``make schema``), and so is the JSON
+schema that editors use. A settings file is plain YAML: no includes, no interpolation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from wmtp_jax.errors import UserError
+from wmtp_jax.models.config import ModelConfig
+
+DType = Literal["float32", "bfloat16"]
+FilePath = Annotated[Path, Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ExperimentSettings(_Part):
+    """What the run is called."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Run name in MLflow, and the last folder of the default run directory.",
+    )
+    description: str = Field("", description="Free text, logged with the run.")
+
+
+class ModelSettings(_Part):
+    """Which model is trained."""
+
+    # Strict mode would refuse the mapping that becomes a `ModelConfig`.
+    model_config = ConfigDict(strict=False)
+
+    path: FilePath | None = Field(
+        None,
+        description="Model to start from: a model directory, a run directory (`@latest`, `@<step>`), or a "
+        "checkpoint in Meta's layout. Without it, training starts from random weights of `architecture`.",
+    )
+    architecture: ModelConfig | None = Field(
+        None,
+        description="Shapes of the model. With `path`: what the model is expected to be; a difference is an "
+        "error, and `--dry-run` can count before the model is there.",
+    )
+    tokenizer: FilePath | None = Field(
+        None, description="Tokenizer directory. Default: the one beside the model, else the data set's."
+    )
+    param_dtype: DType = Field("float32", description="Type the weights are kept and updated in.")
+    compute_dtype: DType = Field(
+        "bfloat16", description="Type of matrix products. Norms, softmax, losses and sums are float32."
+    )
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> ModelSettings:
+        if self.path is None and self.architecture is None:
+            raise ValueError("give model.path (weights to start from) or model.architecture (random weights)")
+        return self
+
+
+class DatasetSettings(_Part):
+    """Where the examples are and how they become rows of tokens."""
+
+    path: FilePath = Field(description="Processed data set, as `python -m wmtp_jax.prepare` writes it.")
+    max_length: int = Field(
+        2048, ge=8, description="Tokens in a row. A longer example is left out and counted, never cut."
+    )
+    packing: bool = Field(
+        False,
+        description="Lay several examples into one row (attention, positions and targets stay inside each). "
+        "Off: one example a row, the rest of it padding.",
+    )
+
+
+class DataSamplingSettings(_Part):
+    """Which examples are used."""
+
+    n_samples: int | None = Field(
+        None, ge=1, description="Training examples, drawn without replacement. null: all there are."
+    )
+    n_validation_samples: int | None = Field(
+        None, ge=1, description="Examples of the split `valid` that val/* is computed on. null: all."
+    )
+    seed: int = Field(42, ge=0, description="Seed of the draw and of the order of rows.")
+
+
+class TrainingSettings(_Part):
+    """How long, how fast, in what portions."""
+
+    batch_size: int = Field(ge=1, description="Rows a device reads at once.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="Batches summed into one update; the result equals one large batch."
+    )
+    n_epochs: float = Field(
+        gt=0, description="Passes over the rows, fractions allowed; the learning-rate schedule spans them."
+    )
+    max_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after this many updates, earlier than `n_epochs`. The schedule stays as it was, so "
+        "a later run with a larger value continues exactly.",
+    )
+    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
+    warmup_ratio: Fraction = Field(0.03, description="Part of all updates with linearly rising rate.")
+    min_lr_ratio: Fraction = Field(0.1, description="Cosine decay ends at this part of the peak.")
+    adam_b1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
+    adam_b2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment.")
+    adam_eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay; norm scales have none.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global norm.")
+    remat: bool = Field(
+        False, description="Recompute blocks in the backward pass: less memory, about a third more compute."
+    )
+    unroll_layers: bool = Field(
+        False, description="Compile every block by itself: faster steps on a CPU, longer compilation."
+    )
+
+
+class CheckpointSettings(_Part):
+    """What is kept of a run."""
+
+    save_dir: FilePath | None = Field(
+        None, description="The run directory. Default: storage/checkpoints/<stage>/<experiment.name>."
+    )
+    save_checkpoint_every: float | None = Field(
+        1.0, gt=0, description="Validate and save every so many epochs, fractions allowed. null: not by epochs."
+    )
+    save_every_steps: int | None = Field(
+        None, ge=1, description="Validate and save every so many updates; takes the place of the epochs' rule."
+    )
+    save_best: bool = Field(True, description="Keep the step with the lowest val/loss whatever its age.")
+    save_total_limit: int | None = Field(
+        3, ge=1, description="Newest checkpoints that are kept, beside the best. null: all."
+    )
+
+
+class MeshSettings(_Part):
+    """Sizes of the device mesh; -1 stands for the rest of the devices, on one axis at most."""
+
+    data: int = Field(-1, ge=-1, description="Copies of the model, each reading other rows.")
+    fsdp: int = Field(1, ge=-1, description="Devices that share parameters and optimizer state, and rows.")
+    tensor: int = Field(1, ge=-1, description="Devices that share each matrix product.")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> MeshSettings:
+        if 0 in self.shape or self.shape.count(-1) > 1:
+            raise ValueError("runtime.mesh sizes are 1 or more; -1 (the rest) may stand on one axis only")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.data, self.fsdp, self.tensor
+
+
+class RuntimeSettings(_Part):
+    """What the run runs on."""
+
+    seed: int = Field(42, ge=0, description="Seed of random weights and of everything random in a step.")
+    mesh: MeshSettings = Field(MeshSettings(), description="The device mesh.")
+    compilation_cache: FilePath | None = Field(
+        Path("storage/cache/xla"),
+        description="Folder of compiled programs, so that a second start is quick. null: none.",
+    )
+
+
+class TrackingSettings(_Part):
+    """Where metrics go beside metrics.jsonl."""
+
+    mlflow: bool = Field(True, description="Log the run to MLflow.")
+    uri: str | None = Field(
+        None,
+        description="MLflow server. Default: MLFLOW_TRACKING_URI of the environment or .env, else a SQLite "
+        "file in the run directory. User and password go into .env, never here.",
+    )
+    experiment: str = Field("weighted-mtp/production", min_length=1, description="MLflow experiment.")
+    log_every_steps: int = Field(1, ge=1, description="Updates between two records of train/* metrics.")
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> TrackingSettings:
+        if self.uri and "@" in self.uri.split("?")[0]:
+            raise ValueError(
+                "tracking.uri holds a user or password; put them into .env as MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD"
+            )
+        return self
+
+
+class Settings(_Part):
+    """All settings of a training run."""
+
+    experiment: ExperimentSettings
+    model: ModelSettings
+    dataset: DatasetSettings
+    data_sampling: DataSamplingSettings = DataSamplingSettings()
+    training: TrainingSettings
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+
+class Environment(BaseSettings):
+    """Credentials and addresses, from the environment or from ``.env`` in the current folder."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+
+    mlflow_tracking_uri: str | None = None
+    mlflow_tracking_username: SecretStr | None = None
+    mlflow_tracking_password: SecretStr | None = None
+
+
+def production_preset(stage: str) -> Path:
+    """The settings file that a stage uses when none is named."""
+    return Path("configs") / stage / f"{stage}.yaml"
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Reads a settings file and applies ``a.b=value`` overrides, the last one winning.
+
+    Raises:
+      UserError: the file is missing or not YAML, or settings are unknown, of the wrong type or out
+        of range; every one of them is named, with the nearest known name.
+    """
+    values = _read_yaml(path)
+    origin: dict[str, str] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not all(key.split(".")):
+            raise UserError(f"--override {override!r}: expected a.b=value, e.g. training.max_steps=20")
+        _assign(values, key.split("."), _parse_value(override, text), override)
+        origin[key] = f"--override {override}"
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(dict(item), path, origin) for item in error.errors()]
+        raise UserError("\n".join(problems)) from error
+
+
+def as_yaml(settings: Settings) -> str:
+    """The settings as YAML that `load_settings` reads back to the same settings."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, e.g. ``{"training.learning_rate": 1e-05}``."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        result |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return result
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 with 1e-5 as a number and repeated keys as an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# PyYAML follows YAML 1.1, where 1e-5 (no point) is a string.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("+-0123456789")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = ", ".join(str(p) for p in sorted(Path("configs").glob("*/*.yaml"))) or "none here"
+        raise UserError(f"{path}: no such settings file; presets: {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); a settings file is YAML text") from error
+    values = _parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected settings by part (experiment:, model:, ...), found {values!r:.60}")
+    return values
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{where}{place}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {error}") from error
+
+
+def _parse_value(override: str, text: str) -> Any:
+    return _parse_yaml(text, f"--override {override}")
+
+
+def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        if values.get(key) is None:
+            values[key] = {}
+        values = values[key]
+        if not isinstance(values, dict):
+            raise UserError(f"--override {override}: {key!r} is a value, not a part with settings inside")
+    values[keys[-1]] = value
+
+
+def _describe(item: dict[str, Any], path: Path, origin: dict[str, str]) -> str:
+    location = [str(part) for part in item["loc"] if part not in ("ModelConfig", "function-after")]
+    name = ".".join(location)
+    where = next((source for key, source in origin.items() if name == key or name.startswith(key + ".")), path)
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _known_names(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        parent = ".".join(location[:-1])
+        hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?" if close else _elsewhere(location[-1])
+        hint = hint or f"{parent or 'the settings'} has: {', '.join(known)}"
+        return f"{where}: unknown setting {name}; {hint}"
+    if item["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"{where}: the setting {name} is missing; configs/README.md says what it is"
+    message = item["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
+    return f"{where}: {name + ': ' if name else ''}{message}{found}"
+
+
+def _known_names(location: list[str]) -> list[str]:
+    """Names of the settings in the part at ``location``."""
+    part: Any = Settings
+    for key in location:
+        annotation = part.model_fields[key].annotation
+        part = next((t for t in (annotation, *get_args(annotation)) if t is ModelConfig or _is_part(t)), None)
+        if part is None:
+            return []
+    return list(part.__dataclass_fields__ if part is ModelConfig else part.model_fields)
+
+
+def _elsewhere(key: str) -> str | None:
+    """A hint for a setting that exists in another part."""
+    for part, field in Settings.model_fields.items():
+        if _is_part(field.annotation) and key in field.annotation.model_fields:  # type: ignore[union-attr]
+            return f"did you mean {part}.{key}?"
+    return None
+
+
+def _is_part(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
