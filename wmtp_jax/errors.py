@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from rich.markup import escape
+
 from wmtp_jax.console import err
 
 
@@ -13,23 +15,21 @@ class UserError(Exception):
     """
 
 
+class Failure(Exception):
+    """Something went wrong that is not a mistake in the input, and is understood: exit code 1."""
+
+
 def run_command(main: Callable[[list[str] | None], int], argv: list[str] | None = None) -> None:
-    """Runs ``main`` and exits: 0 or its own code, 2 on a `UserError`, 130 on Ctrl-C.
+    """Runs ``main`` and exits: 0 or its own code, 2 on a `UserError`, 1 on a `Failure`, 130 on Ctrl-C.
 
     Any other exception is a failure of ours: its traceback is shown and Python exits with 1.
     """
     try:
         code = main(argv)
-    except UserError as error:
-        err.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        code = 2
+    except (UserError, Failure) as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        code = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         err.print("interrupted")
         code = 130
     sys.exit(code)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -1,0 +1,32 @@
+"""Which examples are used: rows are drawn from the index, the corpus is not read."""
+
+import numpy as np
+
+from wmtp_jax.errors import UserError
+
+
+def draw(candidates: np.ndarray, n_samples: int | None, seed: int, what: str) -> np.ndarray:
+    """Draws rows without replacement.
+
+    Args:
+      candidates: row numbers to draw from.
+      n_samples: how many; None for all.
+      seed: same seed and candidates, same draw.
+      what: names the candidates in an error, e.g. ``"correct solutions in storage/.../train"``.
+
+    Returns:
+      Row numbers in ascending order.
+
+    Raises:
+      UserError: there are none, or fewer than ``n_samples``.
+    """
+    if not len(candidates):
+        raise UserError(f"there are no {what}; choose another data set or prepare it again")
+    if n_samples is None:
+        return np.sort(candidates)
+    if n_samples > len(candidates):
+        raise UserError(
+            f"{n_samples:,} samples are asked for, but there are {len(candidates):,} {what}; lower "
+            "data_sampling.n_samples (data_sampling.n_validation_samples for validation) or set it to null for all"
+        )
+    return np.sort(np.random.default_rng(seed).choice(candidates, n_samples, replace=False))

@@ -1,0 +1,116 @@
+"""Where a model comes from: our model directory, a training run, or Meta's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from conversion import meta_mtp
+from wmtp_jax.errors import UserError
+from wmtp_jax.models import store
+from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.models.mtp import MTPTransformer
+from wmtp_jax.parallel.mesh import make_mesh
+from wmtp_jax.parallel.sharding import parameter_shardings
+from wmtp_jax.training.checkpoints import CHECKPOINTS_FOLDER, best_step, saved_steps, step_directory
+
+
+class ModelSource(NamedTuple):
+    """A model found on disk.
+
+    Attributes:
+      config: its architecture.
+      directory: what holds the weights: a folder with ``params/``, or a checkpoint in Meta's layout.
+      tokenizer: its tokenizer's folder, if it brings one.
+    """
+
+    config: ModelConfig
+    directory: Path
+    tokenizer: Path | None
+
+
+def find_model(path: Path | str) -> ModelSource:
+    """Looks at ``path`` and says what is there; no weight is read.
+
+    Args:
+      path: a model directory; a run directory (its best step), ``RUN@latest``, ``RUN@<step>``; or a
+        directory with ``consolidated.pth`` and ``params.json`` in Meta's layout.
+
+    Raises:
+      UserError: nothing of that kind is there.
+    """
+    base, _, wanted = str(path).partition("@")
+    directory = Path(path) if Path(path).exists() or not wanted else Path(base)
+    wanted = "" if directory == Path(path) else wanted
+    if not directory.is_dir():
+        raise UserError(f"{path}: no such model; give a model directory, a run directory, or one in Meta's layout")
+    if meta_mtp.is_meta_checkpoint(directory):
+        return ModelSource(meta_mtp.read_config(directory), directory, None)
+    try:
+        config = store.read_config(directory)
+    except ValueError as error:
+        raise UserError(
+            f"{error}. A model directory holds {store.CONFIG_FILE} and {store.PARAMS_FOLDER}/, a run directory "
+            f"{store.CONFIG_FILE} and {CHECKPOINTS_FOLDER}/, a checkpoint in Meta's layout "
+            f"{meta_mtp.CHECKPOINT} and {meta_mtp.PARAMS}"
+        ) from error
+    tokenizer = directory / store.TOKENIZER_FOLDER
+    weights = directory
+    if (directory / CHECKPOINTS_FOLDER).is_dir():
+        weights = step_directory(directory, _choose_step(directory, wanted))
+    return ModelSource(config, weights, tokenizer if tokenizer.is_dir() else None)
+
+
+def load_params(source: ModelSource, shapes: object, mesh: Mesh) -> object:
+    """The parameters of a model, placed on the mesh, in the types of ``shapes`` (`store.build`).
+
+    Raises:
+      UserError: the weights are damaged or of other shapes.
+    """
+    if meta_mtp.is_meta_checkpoint(source.directory):
+        _, tensors = meta_mtp.load(source.directory)
+        placed = jax.tree.map(lambda x, shape: jnp.asarray(x, shape.dtype), tensors, shapes)
+        return jax.device_put(placed, parameter_shardings(shapes, mesh))
+    try:
+        return store.read_params(source.directory, shapes, mesh)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def load_model(
+    path: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+) -> MTPTransformer:
+    """Loads a model: ``model(tokens)`` gives float32 logits (batch, sequence, n_future, vocabulary).
+
+    Args:
+      path: as in `find_model`.
+      dtype: of matrix products.
+      param_dtype: of the weights in memory.
+
+    Raises:
+      UserError: no model there, or its weights are damaged.
+    """
+    source = find_model(path)
+    graphdef, shapes = store.build(source.config, dtype=dtype, param_dtype=param_dtype)
+    return nnx.merge(graphdef, load_params(source, shapes, make_mesh((-1, 1, 1))))
+
+
+def _choose_step(run_directory: Path, wanted: str) -> int:
+    steps = saved_steps(run_directory)
+    if not steps:
+        raise UserError(f"{run_directory}: the run has not saved a checkpoint yet")
+    if wanted in ("", "best"):
+        best = best_step(run_directory)
+        assert best is not None
+        return best
+    if wanted == "latest":
+        return steps[-1]
+    if wanted.isdigit() and int(wanted) in steps:
+        return int(wanted)
+    raise UserError(f"{run_directory}@{wanted}: no such step; saved are {', '.join(map(str, steps))} (or @latest)")

@@ -1,0 +1,122 @@
+"""Checkpoints of a run, by Orbax: ``<run directory>/checkpoints/<step>/``.
+
+A step holds three items: ``params`` (as in a model directory), ``optimizer`` (its state and the step)
+and ``progress`` (JSON: validation metrics, what the summary needs). The order of the data and all
+randomness follow from the settings and the step, so a resume needs nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from wmtp_jax.models.store import PARAMS_FOLDER
+from wmtp_jax.training.step import TrainState
+
+CHECKPOINTS_FOLDER = "checkpoints"
+_METRIC = "val/loss"
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at WARNING
+
+
+def saved_steps(run_directory: Path) -> list[int]:
+    """Steps that are completely written, ascending."""
+    folder = run_directory / CHECKPOINTS_FOLDER
+    # The metadata file is written last; a folder without it is the rest of an interrupted save.
+    return sorted(
+        int(path.parent.name)
+        for path in folder.glob("*/_CHECKPOINT_METADATA")
+        if path.parent.name.isdigit() and (path.parent / PARAMS_FOLDER).is_dir()
+    )
+
+
+def best_step(run_directory: Path) -> int | None:
+    """The saved step with the lowest val/loss, the earlier of equals; None if nothing is saved."""
+    with Checkpoints(run_directory, read_only=True) as checkpoints:
+        losses = {step: checkpoints.loss(step) for step in saved_steps(run_directory)}
+    return min(losses, key=lambda step: (losses[step], step)) if losses else None
+
+
+def step_directory(run_directory: Path, step: int) -> Path:
+    """The folder of a step; it has a ``params/`` as a model directory has."""
+    return run_directory / CHECKPOINTS_FOLDER / str(step)
+
+
+class Checkpoints:
+    """Saves and restores steps of one run. Use as a context: leaving it waits for saves in flight.
+
+    Args:
+      run_directory: the run.
+      save_best: never delete the step with the lowest val/loss.
+      keep: newest steps that are kept beside it; None for all.
+      read_only: only look.
+    """
+
+    def __init__(
+        self, run_directory: Path, *, save_best: bool = True, keep: int | None = None, read_only: bool = False
+    ):
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if save_best:
+            # Not Orbax's own best_fn + max_to_keep: that deletes the newest step when its metric is bad.
+            policies.append(
+                checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1)
+            )
+        self._manager = ocp.CheckpointManager(
+            (run_directory / CHECKPOINTS_FOLDER).resolve(),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics[_METRIC],
+                best_mode="min",
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            ),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, state: TrainState, metrics: dict[str, float], progress: dict[str, Any]) -> None:
+        """Starts saving; the arrays are copied before this returns, the writing goes on behind."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+                progress=ocp.args.JsonSave(progress),
+            ),
+            metrics=metrics,
+        )
+
+    def restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Reads a step; ``target`` holds `jax.ShapeDtypeStruct` with the wanted shardings."""
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(target.params),
+                optimizer=ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        optimizer = restored["optimizer"]
+        return TrainState(optimizer["step"], restored["params"], optimizer["opt_state"]), restored["progress"]
+
+    def loss(self, step: int) -> float:
+        """val/loss of a saved step."""
+        return float(self._manager.metrics(step)[_METRIC])
+
+
+def abstract(state: Any, shardings: Any) -> Any:
+    """Shapes, types and placements of a state: what `Checkpoints.restore` is given."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+    )

@@ -1,0 +1,44 @@
+"""AdamW with gradient clipping and a cosine learning rate with warm-up."""
+
+import jax
+import optax
+
+from wmtp_jax.config import TrainingSettings
+from wmtp_jax.parallel.sharding import parameter_name
+
+
+def learning_rate_schedule(settings: TrainingSettings, total_steps: int) -> optax.Schedule:
+    """Learning rate of update i (from 0).
+
+    Rises linearly over the first ``warmup_ratio`` of ``total_steps``, from one part of it (the first
+    update is not wasted on a rate of zero), then falls as a cosine to ``min_lr_ratio`` of the peak.
+    """
+    peak = settings.learning_rate
+    warmup = round(settings.warmup_ratio * total_steps)
+    decay = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1), alpha=settings.min_lr_ratio)
+    if not warmup:
+        return decay
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(settings: TrainingSettings, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping to a global norm, then AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+
+    def decayed(params: optax.Params) -> optax.Params:
+        """Weight decay shrinks matrices; the scale of a norm has no direction to shrink to."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not parameter_name(path).endswith("scale"), params
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(settings.max_grad_norm),
+        optax.adamw(
+            schedule,
+            b1=settings.adam_b1,
+            b2=settings.adam_b2,
+            eps=settings.adam_eps,
+            weight_decay=settings.weight_decay,
+            mask=decayed,
+        ),
+    )
