@@ -81,3 +81,7 @@ class Steps:
             percent = 100 * self._done // self._total
             line = f"{self._description}: {self._done:,}/{self._total:,} ({percent}%) {note}"
             err.print(line.rstrip(), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own, above the bar."""
+        (self._progress.console if self._progress else err).print(text, highlight=False, soft_wrap=True)

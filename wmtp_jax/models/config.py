@@ -7,38 +7,38 @@ model directory; `wmtp_jax.config` checks their types, this module what they mea
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+
+
+def _about(description: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field with its meaning, which the settings reference shows."""
+    return dataclasses.field(default=default, metadata={"description": description})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shapes of the model of Gloeckle et al. 2024 (arXiv 2404.19737) in LLaMA form.
 
-    Attributes:
-      dim: model width D.
-      n_layers: number of blocks, *heads included* (as Meta counts them): the trunk has
-        ``n_layers - n_future_tokens`` blocks, and each prediction head is one more block.
-      n_heads: attention heads N; ``dim`` is a multiple of it.
-      n_kv_heads: key/value heads K (grouped-query attention); ``n_heads`` is a multiple of it.
-      vocab_size: vocabulary V.
-      ffn_dim: inner width F of the SwiGLU feed-forward.
-      n_future_tokens: number of prediction heads n; head k predicts the token k places ahead.
-        1 is an ordinary next-token LLaMA.
-      norm_eps: epsilon of RMSNorm.
-      rope_theta: base of the rotary frequencies.
+    What each field means stands with it.
 
     Raises:
       ValueError: naming the field that does not fit and what would.
     """
 
-    dim: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    vocab_size: int
-    ffn_dim: int
-    n_future_tokens: int
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
+    dim: int = _about("model width D; a multiple of n_heads")
+    n_layers: int = _about(
+        "number of blocks, heads included (as Meta counts them): the trunk has n_layers - n_future_tokens "
+        "blocks, and each prediction head is one more"
+    )
+    n_heads: int = _about("attention heads N")
+    n_kv_heads: int = _about("key/value heads K of grouped-query attention; divides n_heads")
+    vocab_size: int = _about("vocabulary V")
+    ffn_dim: int = _about("inner width F of the SwiGLU feed-forward")
+    n_future_tokens: int = _about(
+        "prediction heads n; head k predicts the token k places ahead, 1 is an ordinary next-token LLaMA"
+    )
+    norm_eps: float = _about("epsilon of RMSNorm", 1e-5)
+    rope_theta: float = _about("base of the rotary frequencies", 10000.0)
 
     # Read by pydantic where a settings file is checked: an unknown key is an error there too.
     __pydantic_config__ = {"extra": "forbid"}

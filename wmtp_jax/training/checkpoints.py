@@ -1,7 +1,7 @@
 """Checkpoints of a run, by Orbax: ``<run directory>/checkpoints/<step>/``.
 
 A step holds three items: ``params`` (as in a model directory), ``optimizer`` (its state and the step)
-and ``progress`` (JSON: validation metrics, what the summary needs). The order of the data and all
+and ``progress`` (JSON: tokens and seconds so far); Orbax keeps the validation metrics beside them. The order of the data and all
 randomness follow from the settings and the step, so a resume needs nothing else.
 """
 
@@ -38,7 +38,7 @@ def saved_steps(run_directory: Path) -> list[int]:
 def best_step(run_directory: Path) -> int | None:
     """The saved step with the lowest val/loss, the earlier of equals; None if nothing is saved."""
     with Checkpoints(run_directory, read_only=True) as checkpoints:
-        losses = {step: checkpoints.loss(step) for step in saved_steps(run_directory)}
+        losses = {step: checkpoints.metrics(step)[_METRIC] for step in saved_steps(run_directory)}
     return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
 
@@ -110,9 +110,9 @@ class Checkpoints:
         optimizer = restored["optimizer"]
         return TrainState(optimizer["step"], restored["params"], optimizer["opt_state"]), restored["progress"]
 
-    def loss(self, step: int) -> float:
-        """val/loss of a saved step."""
-        return float(self._manager.metrics(step)[_METRIC])
+    def metrics(self, step: int) -> dict[str, float]:
+        """Validation metrics of a saved step."""
+        return dict(self._manager.metrics(step))
 
 
 def abstract(state: Any, shardings: Any) -> Any:

@@ -1,0 +1,47 @@
+# make demo   set up and train the micro baseline on the embedded problems (about ten minutes)
+# make test   what CI runs          make lint   style and types
+# make schema settings reference    make bench  benchmarks         make clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MINI := storage/datasets_v2/mini
+MICRO := storage/checkpoints/baseline/baseline-micro
+
+.PHONY: demo test lint schema bench clean
+
+# One stamp a set of extras: installed again only when pyproject.toml changes.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, $(PYTHON) is older; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@test -d $(MINI) || $(BIN)/python -m wmtp_jax.prepare --dataset mini --output $(MINI)
+	$(BIN)/python -m wmtp_jax.train --stage baseline --config configs/baseline/micro.yaml
+	$(BIN)/python -m wmtp_jax.complete --model $(MICRO) --count 3
+	@echo "Run directory: $(MICRO)"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+schema: $(VENV)/.installed
+	$(BIN)/python -m wmtp_jax.config_reference
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.packing --record
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache storage/cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,165 @@
+"""Trains a stage: ``python -m wmtp_jax.train --stage baseline``. Starting again continues."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from wmtp_jax.config import Settings, as_yaml, load_settings, production_preset
+from wmtp_jax.console import err, out, print_json, table
+from wmtp_jax.errors import UserError, run_command
+
+EPILOG = """examples:
+  python -m wmtp_jax.train --stage baseline --dry-run
+  python -m wmtp_jax.train --stage baseline --config configs/baseline/micro.yaml
+  python -m wmtp_jax.train --stage baseline --config configs/baseline/micro.yaml \\
+      --override training.max_steps=20 --override checkpoint.save_dir=runs/short
+
+The same command again continues from the latest checkpoint, or says that the run is finished.
+configs/README.md explains every setting."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parse(argv)
+    from wmtp_jax.training.stages import STAGES
+
+    if args.stage not in STAGES:
+        known = ", ".join(STAGES)
+        raise UserError(f"--stage {args.stage}: unknown stage; there is: {known}")
+    stage = STAGES[args.stage]
+    settings = load_settings(args.config or production_preset(stage.name), args.override)
+    _use_compilation_cache(settings)
+    if args.dry_run:
+        figures = _dry_run(stage, settings)
+        if args.json:
+            print_json(figures)
+        return 0
+
+    from wmtp_jax.training.loop import fit
+    from wmtp_jax.training.run import build_run
+
+    run = build_run(stage, settings)
+    figures = fit(run)
+    if args.json:
+        print_json(figures)
+    else:
+        _show_summary(figures)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m wmtp_jax.train",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--stage", required=True, help="what is trained: baseline")
+    parser.add_argument("--config", type=Path, help="settings file (default: the stage's production preset)")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="a.b=value",
+        help="change one setting; may be given again and again",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print settings, sizes and steps, and stop")
+    parser.add_argument("--json", action="store_true", help="figures as one JSON object on standard output")
+    return parser.parse_args(argv)
+
+
+def _use_compilation_cache(settings: Settings) -> None:
+    """Keeps compiled programs on disk, so that a second start does not compile again."""
+    import jax
+
+    if settings.runtime.compilation_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(settings.runtime.compilation_cache.resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _dry_run(stage: Any, settings: Settings) -> dict[str, Any]:
+    """Shows what a run would be. Where model or data are not at hand yet, the settings alone are counted."""
+    import dataclasses
+
+    from wmtp_jax.models import store
+    from wmtp_jax.training import run as runs
+
+    model_at_hand = settings.model.path is None or settings.model.path.exists()
+    data_at_hand = settings.dataset.path.exists()
+    missing = []
+    if not model_at_hand:
+        missing.append(f"the model is not at {settings.model.path}")
+    if not data_at_hand:
+        missing.append(f"the data set is not at {settings.dataset.path}")
+    if model_at_hand and data_at_hand:
+        run = runs.build_run(stage, settings)
+        config, schedule = run.config, run.schedule
+    else:
+        if not model_at_hand and settings.model.architecture is None:
+            raise UserError(f"{missing[0]}, and model.architecture is not set: there is nothing to count")
+        config = settings.model.architecture if not model_at_hand else runs.find_architecture(settings)[0]
+        assert config is not None
+        # One sample a row: exact without packing (unless some are too long), an upper bound with it.
+        schedule = runs.plan_schedule(settings, settings.data_sampling.n_samples, exact=False)
+    parameters = store.count_params(store.build(config)[1])
+    figures = {
+        "stage": stage.name,
+        "run_directory": str(runs.run_directory(stage, settings)),
+        "settings": settings.model_dump(mode="json"),
+        "parameters": parameters,
+        **dataclasses.asdict(schedule),
+        "missing": missing,
+    }
+    err.print(as_yaml(settings), highlight=False, markup=False)
+    bound = "" if schedule.exact else "at most "
+    number = lambda x: "unknown until the data set is there" if x is None else f"{bound}{x:,.6g}"  # noqa: E731
+    counts = [[f"parameters: {part}", f"{count:,}"] for part, count in parameters.items()]
+    rows = [
+        *counts,
+        ["devices", schedule.devices],
+        ["rows per step", f"{schedule.rows_per_step:,}"],
+        ["tokens per step (padding included)", f"{schedule.tokens_per_step:,}"],
+        ["rows per epoch", number(schedule.rows)],
+        ["steps per epoch", number(schedule.steps_per_epoch)],
+        ["steps", number(schedule.last_step)],
+        ["checkpoints", number(len(schedule.save_steps) or None)],
+        ["run directory", figures["run_directory"]],
+    ]
+    err.print(table(f"{stage.name}: {stage.summary}", ["", ""], rows))
+    for line in missing:
+        err.print(f"[yellow]not at hand:[/] {line}", highlight=False)
+    return figures
+
+
+def _show_summary(figures: dict[str, Any]) -> None:
+    unigram, validation = figures["unigram"], figures["validation"]
+    heads = [
+        [f"head {k}", f"{validation[f'val/head_{k}_ce_loss']:.4f}", f"{unigram[k - 1]:.4f}"]
+        for k in range(1, len(unigram) + 1)
+    ]
+    title = f"Validation loss (nats a token), step {figures['best_step']}"
+    out.print(table(title, ["", "model", "unigram"], heads))
+    speed = figures["tokens_per_second"]
+    rows = [
+        ["steps", f"{figures['steps']:,}"],
+        ["val/loss, last step", f"{figures['val/loss']:.4f}"],
+        ["val/loss, best step", f"{figures['best_val/loss']:.4f} (step {figures['best_step']})"],
+        ["real tokens trained on", f"{figures['tokens_trained']:,}"],
+        ["real tokens per second", f"{speed:,.0f}" if speed else "-"],
+        ["samples left out (too long)", f"{figures['left_out_too_long']:,}"],
+        ["time of this command", f"{figures['seconds']:.0f} s"],
+    ]
+    out.print(table("Run", ["", ""], rows))
+    directory = figures["run_directory"]
+    out.print(
+        f"{directory}/\n  checkpoints/  metrics.jsonl  settings.yaml  tokenizer/\n"
+        f"load it with: wmtp_jax.load_model({directory!r})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

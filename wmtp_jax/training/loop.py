@@ -1,0 +1,290 @@
+"""The training loop of every stage: update, log, validate, save; continue where a run stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from wmtp_jax.console import Steps, err
+from wmtp_jax.data.batches import training_batches, validation_batches
+from wmtp_jax.data.pack import Rows
+from wmtp_jax.errors import Failure
+from wmtp_jax.load import load_params
+from wmtp_jax.losses.mtp import mtp_targets
+from wmtp_jax.models import store
+from wmtp_jax.parallel.mesh import make_mesh
+from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
+from wmtp_jax.training.checkpoints import Checkpoints, abstract, best_step
+from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from wmtp_jax.training.run import Run, claim_directory
+from wmtp_jax.training.step import (
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    validation_metrics,
+)
+from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
+from wmtp_jax.training.tracking import MetricsFile, MlflowRun
+
+
+def fit(run: Run) -> dict[str, Any]:
+    """Trains a run to its last step, from its latest checkpoint if it has one.
+
+    Returns:
+      Figures for the summary: steps, losses, throughput, paths.
+
+    Raises:
+      UserError: the run directory belongs to another run, or the mesh does not fit the devices.
+      Failure: the loss is no longer a finite number.
+    """
+    settings, schedule = run.settings, run.schedule
+    mesh = make_mesh(settings.runtime.mesh.shape)
+    saved = claim_directory(run)
+    first_step, last_step = (saved[-1] if saved else 0), schedule.last_step
+    assert last_step is not None and schedule.total_steps is not None  # the data set is at hand
+    started = time.perf_counter()
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(
+            run.directory,
+            save_best=settings.checkpoint.save_best,
+            keep=settings.checkpoint.save_total_limit,
+        ) as checkpoints,
+    ):
+        progress: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
+        if first_step < last_step:
+            trainer = _Trainer(run, mesh)
+            if first_step:
+                err.print(f"continuing {run.directory} from step {first_step}", highlight=False)
+                state, progress = checkpoints.restore(first_step, trainer.target)
+            else:
+                state = trainer.fresh_state()
+            progress = _train(run, trainer, checkpoints, state, first_step, progress)
+        else:
+            err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False)
+    best = best_step(run.directory)
+    assert best is not None
+    with Checkpoints(run.directory, read_only=True) as checkpoints:
+        validation, final = checkpoints.metrics(best), checkpoints.metrics(max(first_step, last_step))
+    return {
+        "run_directory": str(run.directory),
+        "steps": max(first_step, last_step),
+        "first_step": first_step,
+        "best_step": best,
+        "val/loss": final["val/loss"],
+        "best_val/loss": validation["val/loss"],
+        "validation": validation,
+        "unigram": unigram_cross_entropy(run),
+        "tokens_trained": progress["tokens"],
+        "tokens_per_second": progress["tokens"] / progress["seconds"] if progress["seconds"] else None,
+        "seconds": time.perf_counter() - started,
+        "left_out_too_long": run.reports["train"].left_out_too_long,
+    }
+
+
+class _Trainer:
+    """The compiled functions of a run and the placement of what they work on."""
+
+    def __init__(self, run: Run, mesh: Mesh):
+        settings, model = run.settings, run.settings.model
+        n_heads = run.config.n_future_tokens
+        self.run, self.mesh = run, mesh
+        graphdef, self.shapes = store.build(
+            run.config,
+            dtype=model.compute_dtype,
+            param_dtype=model.param_dtype,
+            remat=settings.training.remat,
+            unroll=settings.training.unroll_layers,
+        )
+        assert run.schedule.total_steps is not None
+        rate = learning_rate_schedule(settings.training, run.schedule.total_steps)
+        self.optimizer = make_optimizer(settings.training, rate)
+        self.shardings = _state_shardings(self.shapes, self.optimizer, mesh)
+        self.target = abstract(jax.eval_shape(self._init, self.shapes), self.shardings)
+        # Micro-batches come first: (A, B, S) is split over devices by B.
+        self.batch_sharding = batch_sharding(mesh, batch_axis=1)
+        self.eval_sharding = batch_sharding(mesh)
+        replicated = NamedSharding(mesh, P())
+        # Every placement is pinned: an unpinned step compiles twice, and may replicate.
+        self.step = jax.jit(
+            make_train_step(graphdef, self.optimizer, rate, run.stage, n_heads),
+            in_shardings=(self.shardings, Rows(*[self.batch_sharding] * 3)),
+            out_shardings=(self.shardings, replicated),
+            donate_argnums=0,
+        )
+        self.eval_step = jax.jit(
+            make_eval_step(graphdef, n_heads),
+            in_shardings=(self.shardings.params, Rows(*[self.eval_sharding] * 3)),
+            out_shardings=replicated,
+        )
+        self.eval_rows = settings.training.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def _init(self, params: Any) -> TrainState:
+        return init_state(params, self.optimizer)
+
+    def fresh_state(self) -> TrainState:
+        """The state before the first update: loaded or random weights, an empty optimizer."""
+        model = self.run.settings.model
+        if self.run.source is None:
+            seed = self.run.settings.runtime.seed
+            params = store.random_params(self.run.config, seed, model.param_dtype, self.mesh)
+        else:
+            params = load_params(self.run.source, self.shapes, self.mesh)
+        return jax.jit(self._init, out_shardings=self.shardings, donate_argnums=0)(params)
+
+    def validate(self, params: Any) -> dict[str, float]:
+        """Unweighted loss of each head over all validation rows."""
+        totals = None
+        for rows in validation_batches(self.run.validation, self.eval_rows):
+            batch = self.eval_step(params, jax.device_put(rows, self.eval_sharding))
+            totals = batch if totals is None else jax.tree.map(jnp.add, totals, batch)
+        assert totals is not None
+        return validation_metrics(*totals)
+
+
+def _train(
+    run: Run,
+    trainer: _Trainer,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    first_step: int,
+    progress: dict[str, Any],
+) -> dict[str, Any]:
+    """Updates from ``first_step`` to the last; returns what has been done in all: tokens and seconds."""
+    settings, last_step = run.settings, run.schedule.last_step
+    assert last_step is not None
+    batches = training_batches(
+        run.train,
+        rows_per_step=run.schedule.rows_per_step,
+        accumulation=settings.training.gradient_accumulation_steps,
+        seed=settings.data_sampling.seed,
+        first_step=first_step,
+        last_step=last_step,
+    )
+    metrics_file = MetricsFile(run.directory, first_step)
+    mlflow = MlflowRun(settings, run.stage.name, run.directory) if settings.tracking.mlflow else None
+    log = _Logger(run, metrics_file, mlflow, progress)
+    try:
+        with Steps("training", last_step - first_step, every=0.05) as bar:
+            in_flight: deque[tuple[int, Any, Rows, float]] = deque()
+            log.start()
+            ahead = _to_device(batches, trainer.batch_sharding)
+            for step in range(first_step + 1, last_step + 1):
+                rows, on_device, waited = next(ahead)
+                state, metrics = trainer.step(state, on_device)
+                in_flight.append((step, metrics, rows, waited))
+                # The device works on this step while the one before is logged.
+                keep = 0 if step in run.schedule.save_steps else 1
+                while len(in_flight) > keep:
+                    bar.advance(1, log.step(*in_flight.popleft()))
+                if step in run.schedule.save_steps:
+                    validation = trainer.validate(state.params)
+                    log.validation(step, validation)
+                    checkpoints.save(state, validation, log.progress)
+                    bar.note(f"step {step}: val/loss {validation['val/loss']:.4f}")
+                    log.start()
+    finally:
+        metrics_file.close()
+        if mlflow:
+            mlflow.close()
+    return log.progress
+
+
+class _Logger:
+    """Turns the figures of finished steps into records; keeps the totals of the run."""
+
+    def __init__(self, run: Run, file: MetricsFile, mlflow: MlflowRun | None, progress: dict[str, Any]):
+        self.progress = dict(progress)
+        self._run, self._file, self._mlflow = run, file, mlflow
+        self._peak = matmul_peak(run.settings.model.compute_dtype) * run.schedule.devices
+
+    def start(self) -> None:
+        """Starts the clock of the next step; what came before is no part of it."""
+        self._clock = time.perf_counter()
+
+    def step(self, step: int, metrics: dict[str, jax.Array], rows: Rows, waited: float) -> str:
+        """Waits for a step, records it, returns a short note for the progress bar."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        if not math.isfinite(values["train/loss"]) or not math.isfinite(values["train/grad_norm"]):
+            raise Failure(
+                f"step {step}: train/loss is {values['train/loss']}, train/grad_norm {values['train/grad_norm']}; "
+                f"stopped. Earlier checkpoints in {self._run.directory} are untouched. Lower "
+                "training.learning_rate or training.max_grad_norm, or raise training.warmup_ratio."
+            )
+        tokens = int(values.pop("train/tokens"))
+        self.progress["tokens"] += tokens
+        self.progress["seconds"] += seconds
+        values |= {
+            "perf/step_seconds": seconds,
+            "perf/tokens_per_second": tokens / seconds,
+            "perf/model_flops_utilization": model_flops(self._run.config, rows) / seconds / self._peak,
+            "perf/data_wait_fraction": min(waited / seconds, 1.0),
+            "system/device_memory_gb": device_memory_gb(),
+        }
+        if step % self._run.settings.tracking.log_every_steps == 0:
+            self._record(step, values)
+        return f"loss {values['train/loss']:.3f}, {tokens / seconds:,.0f} tokens/s"
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        self._record(step, values)
+
+    def _record(self, step: int, values: dict[str, float]) -> None:
+        self._file.log(step, values)
+        if self._mlflow:
+            self._mlflow.log(step, values)
+
+
+def unigram_cross_entropy(run: Run) -> list[float]:
+    """Loss of each head's targets in validation under the token frequencies of the training responses.
+
+    The simplest model there is (add-one smoothing): a head that has learned anything is below it.
+    """
+    seen = np.bincount(run.train.tokens[run.train.loss_mask], minlength=run.config.vocab_size) + 1
+    cost = -np.log(seen / seen.sum())
+    n_heads = run.config.n_future_tokens
+    targets, valid = (np.asarray(x) for x in mtp_targets(*(jnp.asarray(x) for x in run.validation), n_heads))
+    return [float(cost[targets[..., k][valid[..., k]]].mean()) for k in range(n_heads)]
+
+
+def _to_device(
+    batches: Iterator[Rows], sharding: NamedSharding
+) -> Iterator[tuple[Rows, Rows, float]]:
+    """Batches with their copy on the devices, sent one ahead, and the seconds the next one was waited for."""
+    pending: tuple[Rows, Rows, float] | None = None
+    while True:
+        start = time.perf_counter()
+        rows = next(batches, None)
+        waited = time.perf_counter() - start
+        if pending is not None:
+            yield pending
+        if rows is None:
+            return
+        pending = rows, jax.device_put(rows, sharding), waited
+
+
+def _state_shardings(shapes: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Placement of the state: the optimizer's moments lie where their parameters lie."""
+    placement = parameter_shardings(shapes, mesh)
+    replicated = NamedSharding(mesh, P())
+    state = jax.eval_shape(optimizer.init, shapes)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, place: place,
+        state,
+        placement,
+        transform_non_params=lambda _: replicated,
+    )
+    return TrainState(replicated, placement, opt_state)

@@ -1,0 +1,265 @@
+"""From settings to everything a run needs: model, tokenizer, rows of tokens, steps, run directory.
+
+All input is checked here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+
+from wmtp_jax.config import Settings, as_yaml, flatten
+from wmtp_jax.data.batches import RowReport, build_rows, count_steps
+from wmtp_jax.data.pack import Rows
+from wmtp_jax.data.sample import draw
+from wmtp_jax.data.store import data_fingerprint, open_split
+from wmtp_jax.data.tokenize import load_tokenizer
+from wmtp_jax.errors import UserError
+from wmtp_jax.load import ModelSource, find_model
+from wmtp_jax.models import store
+from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.parallel.mesh import resolve_shape
+from wmtp_jax.training.checkpoints import saved_steps
+from wmtp_jax.training.stages import Stage
+
+SETTINGS_FILE, RUN_FILE = "settings.yaml", "run.json"
+
+# What may differ when a run is continued: it changes neither the updates nor their order.
+_FREE = ("training.max_steps", "checkpoint.", "tracking.", "runtime.mesh.", "runtime.compilation_cache")
+_FREE += ("experiment.description", "dataset.path", "model.path", "model.tokenizer")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Sizes of a run.
+
+    Attributes:
+      devices: devices of the mesh.
+      rows_per_step: rows of one update, all devices and micro-batches together.
+      tokens_per_step: its tokens, padding included.
+      rows: rows in one epoch; None if the data set is not at hand and n_samples not set.
+      steps_per_epoch: updates in one epoch, a fraction.
+      total_steps: updates in n_epochs; what the learning-rate schedule spans.
+      last_step: where training ends: total_steps, or max_steps if that is less.
+      save_steps: updates after which the run validates and saves, ascending; the last one is last_step.
+      exact: False if `rows` is an upper bound (one sample a row), because the data set is not at hand.
+    """
+
+    devices: int
+    rows_per_step: int
+    tokens_per_step: int
+    rows: int | None
+    steps_per_epoch: float | None
+    total_steps: int | None
+    last_step: int | None
+    save_steps: tuple[int, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything `wmtp_jax.training.loop.fit` needs; nothing has been written yet."""
+
+    stage: Stage
+    settings: Settings
+    directory: Path
+    config: ModelConfig
+    source: ModelSource | None
+    tokenizer: Any
+    train: Rows
+    validation: Rows
+    reports: dict[str, RowReport]
+    schedule: Schedule
+    fingerprint: str
+
+
+def run_directory(stage: Stage, settings: Settings) -> Path:
+    """``checkpoint.save_dir``, or ``storage/checkpoints/<stage>/<experiment.name>``."""
+    default = Path("storage/checkpoints") / stage.name / settings.experiment.name
+    return settings.checkpoint.save_dir or default
+
+
+def plan_schedule(settings: Settings, rows: int | None, exact: bool) -> Schedule:
+    """Sizes of a run with ``rows`` rows an epoch.
+
+    Raises:
+      UserError: the mesh does not fit the devices, or the rows do not fill a step.
+    """
+    training, checkpoint = settings.training, settings.checkpoint
+    mesh = settings.runtime.mesh.shape
+    if -1 in mesh:
+        try:
+            mesh = resolve_shape(mesh, jax.device_count())
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    rows_per_step = training.batch_size * training.gradient_accumulation_steps * mesh[0] * mesh[1]
+    sizes: dict[str, Any] = {
+        "devices": mesh[0] * mesh[1] * mesh[2],
+        "rows_per_step": rows_per_step,
+        "tokens_per_step": rows_per_step * settings.dataset.max_length,
+        "rows": rows,
+        "exact": exact,
+    }
+    if rows is None:
+        unknown = dict.fromkeys(("steps_per_epoch", "total_steps", "last_step"))
+        return Schedule(**sizes, **unknown, save_steps=())
+    per_epoch = rows / rows_per_step
+    total = count_steps(rows, training.n_epochs, rows_per_step)
+    last = min(total, training.max_steps or total)
+    every = checkpoint.save_every_steps or (checkpoint.save_checkpoint_every or 0) * per_epoch
+    saves = {round(every * k) for k in range(1, int(last / every) + 1)} if every else set()
+    saves = {step for step in saves if 0 < step < last} | {last}
+    return Schedule(
+        **sizes, steps_per_epoch=per_epoch, total_steps=total, last_step=last, save_steps=tuple(sorted(saves))
+    )
+
+
+def find_architecture(settings: Settings) -> tuple[ModelConfig, ModelSource | None]:
+    """The model's architecture, and where its weights are (None: random weights).
+
+    Raises:
+      UserError: the model is absent and no architecture is given, or the two differ.
+    """
+    expected = settings.model.architecture
+    if settings.model.path is None:
+        assert expected is not None  # config.py checks it
+        return expected, None
+    source = find_model(settings.model.path)
+    if expected is not None and expected != source.config:
+        raise UserError(
+            f"model.architecture is not that of {settings.model.path}:\n  settings: {expected}\n  "
+            f"found:    {source.config}\nMend or remove model.architecture."
+        )
+    return source.config, source
+
+
+def find_tokenizer(settings: Settings, source: ModelSource | None) -> Path:
+    """Folder of the tokenizer: the one named, the model's own, or the data set's."""
+    if settings.model.tokenizer is not None:
+        return settings.model.tokenizer
+    if source is not None and source.tokenizer is not None:
+        return source.tokenizer
+    return settings.dataset.path / "tokenizer"
+
+
+def build_run(stage: Stage, settings: Settings) -> Run:
+    """Reads and checks everything a run needs.
+
+    Raises:
+      UserError: anything is missing or does not fit; nothing has been written then.
+    """
+    config, source = find_architecture(settings)
+    tokenizer = load_tokenizer(find_tokenizer(settings, source))
+    sampling, dataset = settings.data_sampling, settings.dataset
+    rows, reports = {}, {}
+    for name, count in (("train", sampling.n_samples), ("valid", sampling.n_validation_samples)):
+        split = open_split(dataset.path, name)
+        wanted = split.is_correct if stage.correct_only else np.ones(len(split), bool)
+        kind = "correct solutions" if stage.correct_only else "solutions"
+        chosen = draw(np.flatnonzero(wanted), count, sampling.seed, f"{kind} in {split.path}")
+        rows[name], reports[name] = build_rows(
+            split,
+            chosen,
+            tokenizer,
+            max_length=dataset.max_length,
+            packing=dataset.packing,
+            vocab_size=config.vocab_size,
+        )
+    return Run(
+        stage=stage,
+        settings=settings,
+        directory=run_directory(stage, settings),
+        config=config,
+        source=source,
+        tokenizer=tokenizer,
+        train=rows["train"],
+        validation=rows["valid"],
+        reports=reports,
+        schedule=plan_schedule(settings, len(rows["train"].tokens), exact=True),
+        fingerprint=data_fingerprint(dataset.path),
+    )
+
+
+def claim_directory(run: Run) -> list[int]:
+    """Makes the run directory, or checks that it is this run's; returns the steps saved in it.
+
+    Raises:
+      UserError: it belongs to a run with other settings (the differences are listed) or other data, or
+        it holds something else.
+    """
+    directory = run.directory
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; checkpoint.save_dir must be a folder of its own")
+    is_run = (directory / SETTINGS_FILE).is_file() and (directory / RUN_FILE).is_file()
+    if directory.is_dir() and any(directory.iterdir()) and not is_run:
+        raise UserError(
+            f"{directory}: holds files, but no run; name an empty or new folder as checkpoint.save_dir"
+        )
+    steps = saved_steps(directory)
+    if is_run and steps:
+        _check_same_run(run)
+        return steps
+    _write_run_files(run)
+    return []
+
+
+def _check_same_run(run: Run) -> None:
+    directory = run.directory
+    before = {
+        **flatten(yaml.safe_load((directory / SETTINGS_FILE).read_text())),
+        **_identity(json.loads((directory / RUN_FILE).read_text())),
+    }
+    now = {
+        **flatten(yaml.safe_load(as_yaml(run.settings))),
+        **_identity({"stage": run.stage.name, "data_fingerprint": run.fingerprint}),
+    }
+    names = [name for name in {**before, **now} if not name.startswith(_FREE)]
+    different = [name for name in names if before.get(name) != now.get(name)]
+    if different:
+        listing = "\n  ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in different)
+        raise UserError(
+            f"{directory} belongs to a run made by other settings:\n  {listing}\n"
+            "Take the settings back (they are in its settings.yaml) to continue it, or start another run with "
+            "--override experiment.name=... or checkpoint.save_dir=..."
+        )
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    return {"stage": record.get("stage"), "data fingerprint": record.get("data_fingerprint")}
+
+
+def _write_run_files(run: Run) -> None:
+    directory = run.directory
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
+        origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
+        store.write_config(directory, run.config, {"start": origin, "stage": run.stage.name})
+        record = {
+            "stage": run.stage.name,
+            "data_fingerprint": run.fingerprint,
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
+        }
+        (directory / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        (directory / SETTINGS_FILE).write_text(as_yaml(run.settings))
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error
+
+
+def discard_unstarted(directory: Path) -> None:
+    """Takes away a run directory in which nothing was saved, so that a failed start leaves nothing."""
+    if not saved_steps(directory):
+        shutil.rmtree(directory, ignore_errors=True)
