@@ -156,4 +156,12 @@ def _encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: list[str]) 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     if not texts:
         return []
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    # split_special_tokens: a text that spells "</s>" is that text, not the end of the sequence.
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,  # a long text is no news: it is left out and counted later
+    )
+    return encoded["input_ids"]

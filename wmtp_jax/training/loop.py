@@ -110,7 +110,7 @@ class _Trainer:
         assert run.schedule.total_steps is not None
         rate = learning_rate_schedule(settings.training, run.schedule.total_steps)
         self.optimizer = make_optimizer(settings.training, rate)
-        self.shardings = _state_shardings(self.shapes, self.optimizer, mesh)
+        self.shardings = state_shardings(self.shapes, self.optimizer, mesh)
         self.target = abstract(jax.eval_shape(self._init, self.shapes), self.shardings)
         # Micro-batches come first: (A, B, S) is split over devices by B.
         self.batch_sharding = batch_sharding(mesh, batch_axis=1)
@@ -275,7 +275,7 @@ def _to_device(
         pending = rows, jax.device_put(rows, sharding), waited
 
 
-def _state_shardings(shapes: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def state_shardings(shapes: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Placement of the state: the optimizer's moments lie where their parameters lie."""
     placement = parameter_shardings(shapes, mesh)
     replicated = NamedSharding(mesh, P())
