@@ -21,7 +21,7 @@ err = Console(stderr=True)
 
 def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
     """A summary table: the first column is text, the others are right-aligned figures."""
-    result = Table(title=title, title_justify="left", title_style="bold")
+    result = Table(title=title, title_justify="left", title_style="bold", min_width=len(title))
     for i, column in enumerate(columns):
         result.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:

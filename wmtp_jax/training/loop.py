@@ -116,19 +116,32 @@ class _Trainer:
         self.batch_sharding = batch_sharding(mesh, batch_axis=1)
         self.eval_sharding = batch_sharding(mesh)
         replicated = NamedSharding(mesh, P())
-        # Every placement is pinned: an unpinned step compiles twice, and may replicate.
-        self.step = jax.jit(
-            make_train_step(graphdef, self.optimizer, rate, run.stage, n_heads),
-            in_shardings=(self.shardings, Rows(*[self.batch_sharding] * 3)),
-            out_shardings=(self.shardings, replicated),
-            donate_argnums=0,
-        )
-        self.eval_step = jax.jit(
-            make_eval_step(graphdef, n_heads),
-            in_shardings=(self.shardings.params, Rows(*[self.eval_sharding] * 3)),
-            out_shardings=replicated,
-        )
         self.eval_rows = settings.training.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
+        accumulation, length = settings.training.gradient_accumulation_steps, settings.dataset.max_length
+        train_rows = _row_shapes(accumulation, run.schedule.rows_per_step // accumulation, length)
+        eval_rows = _row_shapes(self.eval_rows, length)
+        started = time.perf_counter()
+        # Every placement is pinned: an unpinned step compiles twice, and may replicate.
+        self.step = (
+            jax.jit(
+                make_train_step(graphdef, self.optimizer, rate, run.stage, n_heads),
+                in_shardings=(self.shardings, Rows(*[self.batch_sharding] * 3)),
+                out_shardings=(self.shardings, replicated),
+                donate_argnums=0,
+            )
+            .lower(self.target, train_rows)
+            .compile()
+        )
+        self.eval_step = (
+            jax.jit(
+                make_eval_step(graphdef, n_heads),
+                in_shardings=(self.shardings.params, Rows(*[self.eval_sharding] * 3)),
+                out_shardings=replicated,
+            )
+            .lower(self.target.params, eval_rows)
+            .compile()
+        )
+        err.print(f"compiled in {time.perf_counter() - started:.1f} s", highlight=False)
 
     def _init(self, params: Any) -> TrainState:
         return init_state(params, self.optimizer)
@@ -273,6 +286,11 @@ def _to_device(
         if rows is None:
             return
         pending = rows, jax.device_put(rows, sharding), waited
+
+
+def _row_shapes(*shape: int) -> Rows:
+    integers = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return Rows(integers, integers, jax.ShapeDtypeStruct(shape, jnp.bool_))
 
 
 def state_shardings(shapes: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
