@@ -26,7 +26,9 @@ from wmtp_jax.training.step import init_state, make_eval_step, make_train_step, 
 CONFIG = ModelConfig(
     dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=52, ffn_dim=64, n_future_tokens=2
 )
-SETTINGS = TrainingSettings(batch_size=1, n_epochs=1, learning_rate=1e-2, warmup_ratio=0.1)
+# Adam divides by the gradient's size: with its usual epsilon a gradient that is zero but for rounding becomes
+# a full step, and two ways of adding the same numbers would differ by it.
+SETTINGS = TrainingSettings(batch_size=1, n_epochs=1, learning_rate=1e-2, warmup_ratio=0.1, adam_eps=1e-4)
 STEPS = 10
 
 
@@ -76,7 +78,7 @@ def assert_same(one, other, rtol=1e-5):
         assert before.keys() == after.keys()
         for name in before:
             np.testing.assert_allclose(after[name], before[name], rtol=rtol, atol=1e-6, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5), one[1], other[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), one[1], other[1])
 
 
 @pytest.mark.parametrize("accumulation", [2, 8])

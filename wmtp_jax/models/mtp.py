@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.layers import Block, document_mask, document_positions, linear, rotary_angles
-from wmtp_jax.parallel.sharding import shard_batch
+from wmtp_jax.parallel.sharding import replicate, shard_batch
 
 
 class MTPTransformer(nnx.Module):
@@ -79,7 +79,9 @@ class MTPTransformer(nnx.Module):
 
     def trunk_hidden(self, tokens_BS: Array, segment_ids_BS: Array | None = None) -> Array:
         """The trunk's output (B, S, D), before the final norm: what every head reads."""
-        x_BSD = shard_batch(self.tok_embeddings(tokens_BS))
+        # The table is gathered before the lookup: looking up in a sharded one replicates the activations.
+        table_VD = replicate(self.tok_embeddings.embedding[...].astype(self.tok_embeddings.dtype))
+        x_BSD = shard_batch(jnp.take(table_VD, tokens_BS, axis=0))
         return self._run(self.trunk, x_BSD, self._context(tokens_BS, segment_ids_BS))
 
     def head_hidden(

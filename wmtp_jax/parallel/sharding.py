@@ -63,6 +63,13 @@ def shard_batch(x: jax.Array) -> jax.Array:
 
     Without this the compiler may replicate activations after the embedding lookup.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
+    return _constrain(x, P(BATCH_AXES))
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Gathers an array on every device inside a jitted function; nothing without a mesh."""
+    return _constrain(x, P())
+
+
+def _constrain(x: jax.Array, spec: P) -> jax.Array:
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)

@@ -80,7 +80,7 @@ def make_train_step(
         metrics = {
             "train/loss": loss,
             "train/unweighted_ce_loss": mean_over_heads(sums_n, counts_n),
-            "train/grad_norm": optax.global_norm(grads),
+            "train/grad_norm": optax.tree.norm(grads),
             "train/learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "train/target_tokens": counts_n[0],
             "train/tokens": jnp.sum(rows.segment_ids > 0, dtype=jnp.float32),
