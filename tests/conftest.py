@@ -1,5 +1,8 @@
 """What tests share: the golden numbers, the folder of real data, a small data set."""
 
+import contextlib
+import io
+import json
 import os
 from pathlib import Path
 
@@ -29,3 +32,74 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real data is not at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A processed data set of 80 problems with a tokenizer, made by the project's own commands."""
+    from wmtp_jax import prepare
+    from wmtp_jax.data.store import open_split
+    from wmtp_jax.data.tokenize import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    for split, numbers in (("train", range(60)), ("valid", range(60, 80))):
+        rows = [
+            {
+                "name": f"add-{n}",
+                "description": f"Read a number and print it plus {n}.",
+                "public_tests": {"input": ["1"], "output": [str(n + 1)]},
+                "solutions": {
+                    "language": [3, 3],
+                    "solution": [f"x = int(input())\nprint(x + {n})", f"print({n} + int(input()))"],
+                },
+                "incorrect_solutions": {"language": [3], "solution": [f"print({n})"]},
+            }
+            for n in numbers
+        ]
+        (folder / "raw").mkdir(exist_ok=True)
+        (folder / f"raw/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = folder / "data"
+    prepare.main(["--dataset", "codecontests", "--source", str(folder / "raw"), "--output", str(data), "--json"])
+    train = open_split(data, "train")
+    train_tokenizer((e.instruction + e.output for e in train.read(range(len(train)))), 300, data / "tokenizer")
+    return data
+
+
+@pytest.fixture(scope="session")
+def train_command(tiny_data: Path, tmp_path_factory):
+    """Runs ``wmtp_jax.train`` on the tiny data with a tiny model; returns the figures of ``--json``."""
+    from wmtp_jax import train
+
+    cache = tmp_path_factory.mktemp("xla")
+    overrides = [
+        f"dataset.path={tiny_data}",
+        "dataset.max_length=64",
+        "data_sampling.n_samples=100",
+        "data_sampling.n_validation_samples=20",
+        "model.architecture.dim=32",
+        "model.architecture.n_layers=4",
+        "model.architecture.n_heads=4",
+        "model.architecture.n_kv_heads=2",
+        "model.architecture.ffn_dim=64",
+        "model.architecture.n_future_tokens=2",
+        "model.architecture.vocab_size=300",
+        "training.batch_size=1",
+        "training.learning_rate=1e-2",
+        "training.gradient_accumulation_steps=2",
+        "training.unroll_layers=false",
+        "runtime.mesh={data: 1, fsdp: 4, tensor: 1}",
+        f"runtime.compilation_cache={cache}",
+        "tracking.mlflow=false",
+    ]
+
+    def run(save_dir: Path | None, *more: str, flags: tuple[str, ...] = ()) -> dict:
+        place = [f"checkpoint.save_dir={save_dir}"] if save_dir else []
+        chosen = [part for o in (*overrides, *place, *more) for part in ("--override", o)]
+        config = str(ROOT / "configs/baseline/micro.yaml")
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            code = train.main(["--stage", "baseline", "--config", config, *chosen, *flags, "--json"])
+        assert code == 0
+        return json.loads(output.getvalue())
+
+    return run

@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     from wmtp_jax.training.loop import fit
-    from wmtp_jax.training.run import build_run
+    from wmtp_jax.training.run import build_run, resolve_mesh
 
+    resolve_mesh(settings)  # before anything long: most mistakes with devices are seen at once
     run = build_run(stage, settings)
     figures = fit(run)
     if args.json:

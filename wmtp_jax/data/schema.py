@@ -80,7 +80,7 @@ def parse_json(line: bytes | str, where: str) -> Any:
       UserError: it is not JSON; ``where`` (file and line) is named.
     """
     try:
-        return json.loads(line)
+        return json.loads(line.strip())
     except json.JSONDecodeError as error:
         raise UserError(f"{where}, column {error.colno}: broken JSON ({error.msg}); mend or remove that line") from None
     except UnicodeDecodeError as error:

@@ -89,6 +89,14 @@ def run_directory(stage: Stage, settings: Settings) -> Path:
     return settings.checkpoint.save_dir or default
 
 
+def resolve_mesh(settings: Settings) -> tuple[int, int, int]:
+    """Sizes of the mesh on the devices at hand. Raises UserError where they do not fit."""
+    try:
+        return resolve_shape(settings.runtime.mesh.shape, jax.device_count())
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def plan_schedule(settings: Settings, rows: int | None, exact: bool) -> Schedule:
     """Sizes of a run with ``rows`` rows an epoch.
 
@@ -97,11 +105,8 @@ def plan_schedule(settings: Settings, rows: int | None, exact: bool) -> Schedule
     """
     training, checkpoint = settings.training, settings.checkpoint
     mesh = settings.runtime.mesh.shape
-    if -1 in mesh:
-        try:
-            mesh = resolve_shape(mesh, jax.device_count())
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    if -1 in mesh:  # sizes that are all given can be planned on a machine with other devices
+        mesh = resolve_mesh(settings)
     rows_per_step = training.batch_size * training.gradient_accumulation_steps * mesh[0] * mesh[1]
     sizes: dict[str, Any] = {
         "devices": mesh[0] * mesh[1] * mesh[2],

@@ -1,0 +1,271 @@
+"""prepare: real and hostile sources through the command, and reading back what it wrote."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wmtp_jax import prepare
+from wmtp_jax.data import sources
+from wmtp_jax.data.store import data_fingerprint, open_split
+from wmtp_jax.errors import UserError
+
+ROW = {
+    "name": "1_A",
+    "description": "Add two numbers.\r\n",
+    "public_tests": {"input": ["1 2"], "output": ["3"]},
+    "private_tests": {"input": [], "output": []},
+    "generated_tests": {"input": ["4 4"], "output": ["8"]},
+    "source": 2,
+    "difficulty": 7,
+    "cf_rating": 800,
+    "cf_tags": ["math"],
+    "time_limit": {"seconds": 1, "nanos": 500_000_000},
+    "solutions": {"language": [3, 3, 2, 3, 3], "solution": ["print(1)\r\n", "print(1)", "int x;", " ", "print(3)"]},
+    "incorrect_solutions": {"language": [1, 3], "solution": ["print 1", "print(2)"]},
+}
+
+
+def row(name: str, **changes) -> dict:
+    return {**ROW, "name": name, **changes}
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+def run(*args) -> int:
+    return prepare.main([str(a) for a in args])
+
+
+def run_codecontests(source: Path, output: Path, *more) -> int:
+    return run("--dataset", "codecontests", "--source", source, "--output", output, *more)
+
+
+def assert_clean(folder: Path, *allowed: str):
+    """Nothing half-written is left."""
+    assert sorted(p.name for p in folder.iterdir()) == sorted(allowed)
+
+
+def test_codecontests_parquet_as_published(tmp_path: Path, capsys):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name, names in (("train-00000-of-00002", ["a", "b"]), ("valid-00000-of-00001", ["c"])):
+        pq.write_table(pa.Table.from_pylist([row(n) for n in names]), raw / f"{name}.parquet")
+    assert run_codecontests(raw, tmp_path / "out", "--json") == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["splits"] == {
+        "train": {"problems": 2, "correct": 4, "incorrect": 2},
+        "valid": {"problems": 1, "correct": 2, "incorrect": 1},
+    }
+    assert manifest["left_out"] == {
+        "empty solutions": 3,
+        "repeated solutions": 3,
+        "solutions in cpp": 3,
+        "solutions in python2": 3,
+    }
+    train = open_split(tmp_path / "out", "train")
+    assert train.is_correct.tolist() == [True, True, False] * 2
+    assert train.problem.tolist() == [0, 0, 0, 1, 1, 1]
+    assert train.difficulty.tolist() == [7] * 6
+    assert train.task_ids.tolist() == ["a", "b"]
+    (example,) = train.read([5])
+    assert (example.instruction, example.output, example.task_id) == ("Add two numbers.", "print(2)", "b")
+    assert example.metadata["tags"] == ["math"]
+    tests = [json.loads(line) for line in (tmp_path / "out/tests.jsonl").read_text().splitlines()]
+    assert tests[0]["generated"] == [{"input": "4 4", "output": "8"}]
+    assert tests[0]["time_limit_seconds"] == 1.5
+    assert_clean(tmp_path, "raw", "out")
+
+
+def test_jsonl_gz_gives_the_same_and_splits_by_problem(tmp_path: Path, capsys):
+    rows = [row(f"p{i}") for i in range(200)]
+    write_jsonl(tmp_path / "all.jsonl", rows)
+    with gzip.open(tmp_path / "all.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(r) + "\n" for r in rows)
+    for name in ("all.jsonl", "all.jsonl.gz"):
+        run_codecontests(tmp_path / name, tmp_path / f"out-{name}", "--validation-fraction", "0.2")
+    assert data_fingerprint(tmp_path / "out-all.jsonl") == data_fingerprint(tmp_path / "out-all.jsonl.gz")
+    train, valid = (open_split(tmp_path / "out-all.jsonl", name) for name in ("train", "valid"))
+    assert not set(train.task_ids) & set(valid.task_ids)
+    assert len(valid.task_ids) == pytest.approx(40, abs=20)
+    run_codecontests(tmp_path / "all.jsonl", tmp_path / "other", "--validation-fraction", "0.2", "--seed", "1")
+    assert set(open_split(tmp_path / "other", "valid").task_ids) != set(valid.task_ids)
+    assert "Data set codecontests" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "splits"),
+    [
+        ("codecontests", "codecontests/problems.jsonl", {"train": 191, "valid": 9}),
+        ("mbpp", "mbpp/mbpp.jsonl", {"train": 384, "valid": 90, "test": 500}),
+        ("humaneval", "humaneval/HumanEval.jsonl.gz", {"test": 164}),
+    ],
+)
+def test_real_data(dataset: str, file: str, splits: dict, shared_data: Path, tmp_path: Path):
+    run("--dataset", dataset, "--source", shared_data / file, "--output", tmp_path / "out")
+    for name, count in splits.items():
+        split = open_split(tmp_path / "out", name)
+        assert len(split.task_ids) == count
+        assert all(e.output and e.instruction for e in split.read(range(len(split))))
+    tests = [json.loads(line) for line in (tmp_path / "out/tests.jsonl").read_text().splitlines()]
+    assert len(tests) == sum(splits.values())
+    assert all(t["public"] if t["kind"] == "stdio" else t["test"] for t in tests)
+
+
+BROKEN = {
+    "broken JSON": ([row("a"), '{"name": "b", '], "line 2, column 14: broken JSON"),
+    "no object": (["[1]"], "line 1: expected an object"),
+    "missing field": ([{k: v for k, v in ROW.items() if k != "description"}], "'description' is missing"),
+    "wrong type": ([row("a", description=3)], "'description': .*found 3"),
+    "wrong list": ([row("a", solutions={"language": ["3"], "solution": ["x"]})], "'solutions.language.0'"),
+    "twice": ([row("a"), row("a")], "line 2: the problem 'a' stands at .* line 1 already"),
+    "empty": ([], "there is no row"),
+    "nothing usable": ([row("a", solutions={"language": [2], "solution": ["x"]}, incorrect_solutions={})], "usable"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_rows(case: str, tmp_path: Path):
+    rows, message = BROKEN[case]
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=message):
+        run_codecontests(source, tmp_path / "out")
+    assert_clean(tmp_path, "rows.jsonl")
+
+
+def test_broken_files(tmp_path: Path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="damaged Parquet"):
+        run_codecontests(tmp_path / "bad.parquet", tmp_path / "out")
+    pq.write_table(pa.table({"name": ["a"]}), tmp_path / "thin.parquet")
+    with pytest.raises(UserError, match="column 'description' is missing; found name"):
+        run_codecontests(tmp_path / "thin.parquet", tmp_path / "out")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROW).encode() * 50)[:-20])
+    with pytest.raises(UserError, match=r"cut.jsonl.gz"):
+        run_codecontests(tmp_path / "cut.jsonl.gz", tmp_path / "out")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"name": "\xff"}\n')
+    with pytest.raises(UserError, match="not UTF-8"):
+        run_codecontests(tmp_path / "latin.jsonl", tmp_path / "out")
+    with pytest.raises(UserError, match="expected .parquet"):
+        run_codecontests(Path(__file__), tmp_path / "out")
+    with pytest.raises(UserError, match="no such file"):
+        run_codecontests(tmp_path / "absent", tmp_path / "out")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="holds no .parquet"):
+        run_codecontests(tmp_path / "folder", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dataset", "codecontests"], "--source is missing: download the Parquet"),
+        (["--dataset", "mini", "--source", "x"], "mini is generated"),
+        (["--dataset", "mini", "--solutions", "0"], "--solutions 0"),
+        (["--dataset", "mini", "--workers", "0"], "--workers 0"),
+        (["--dataset", "mbpp", "--source", "x", "--validation-fraction", "1"], "below 1"),
+    ],
+)
+def test_wrong_arguments(args: list[str], message: str, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        run(*args, "--output", tmp_path / "out")
+    assert_clean(tmp_path)
+
+
+def test_existing_output_is_kept_until_the_new_one_is_whole(tmp_path: Path):
+    good = write_jsonl(tmp_path / "good.jsonl", [row("a")])
+    bad = write_jsonl(tmp_path / "bad.jsonl", [row("b"), "{"])
+    out = tmp_path / "out"
+    run_codecontests(good, out)
+    before = data_fingerprint(out)
+    with pytest.raises(UserError, match="exists; give another --output, or --overwrite"):
+        run_codecontests(good, out)
+    with pytest.raises(UserError, match="broken JSON"):
+        run_codecontests(bad, out, "--overwrite")
+    assert data_fingerprint(out) == before
+    write_jsonl(bad, [row("b")])
+    run_codecontests(bad, out, "--overwrite")
+    assert data_fingerprint(out) != before
+    assert_clean(tmp_path, "good.jsonl", "bad.jsonl", "out")
+
+
+def test_a_folder_that_is_no_data_set_is_never_replaced(tmp_path: Path):
+    source = write_jsonl(tmp_path / "good.jsonl", [row("a")])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letters.txt").write_text("precious")
+    with pytest.raises(UserError, match="not a data set of ours"):
+        run_codecontests(source, tmp_path / "home", "--overwrite")
+    assert (tmp_path / "home/letters.txt").exists()
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_, **__):
+        yield from sources.codecontests(write_jsonl(tmp_path / "rows.jsonl", [row("a")]), 0, 0.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "_problems", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_codecontests(tmp_path / "rows.jsonl", tmp_path / "out")
+    assert_clean(tmp_path, "rows.jsonl")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    run_codecontests(write_jsonl(tmp_path / "train.jsonl", [row(f"p{i}") for i in range(5)]), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_the_index_is_made_again_when_it_does_not_fit(small: Path):
+    before = open_split(small, "train")
+    (small / "train.index.npz").unlink()
+    again = open_split(small, "train")
+    assert (small / "train.index.npz").exists()
+    for field in ("problem", "is_correct", "difficulty", "task_ids"):
+        np.testing.assert_array_equal(getattr(before, field), getattr(again, field))
+    with (small / "train.jsonl").open("a") as file:
+        file.write(again.read([0])[0].model_dump_json() + "\n")
+    assert len(open_split(small, "train")) == len(before) + 1
+    (small / "train.index.npz").write_bytes(b"damaged")
+    assert len(open_split(small, "train")) == len(before) + 1
+
+
+def test_rows_edited_by_hand(small: Path):
+    path = small / "train.jsonl"
+    lines = path.read_text().splitlines()
+    record = json.loads(lines[1])
+    del record["output"]
+    path.write_text("\n".join([lines[0], json.dumps(record), *lines[2:]]) + "\n")
+    with pytest.raises(UserError, match=r"train.jsonl line 2: the field 'output' is missing. Each row needs"):
+        open_split(small, "train")
+    path.write_text("\n".join([*lines[:2], lines[2][:-5], *lines[3:]]) + "\n")
+    with pytest.raises(UserError, match=r"train.jsonl line 3, column \d+: broken JSON"):
+        open_split(small, "train")
+    # Same size, so that the index is trusted: the row itself is checked when it is read.
+    path.write_text("\n".join([lines[0], "x" * len(lines[1]), *lines[2:]]) + "\n")
+    with pytest.raises(UserError, match=r"train.jsonl line 2"):
+        open_split(small, "train").read([1])
+
+
+def test_missing_sets_and_splits(small: Path):
+    with pytest.raises(UserError, match="python -m wmtp_jax.prepare --dataset mini"):
+        open_split(small / "absent", "train")
+    with pytest.raises(UserError, match=r"no split 'valid' \(it has: train\)"):
+        open_split(small, "valid")
+    (small / "valid.jsonl").touch()
+    with pytest.raises(UserError, match="the split is empty"):
+        open_split(small, "valid")
+
+
+def test_a_set_without_manifest_still_has_a_fingerprint(small: Path):
+    before = data_fingerprint(small)
+    (small / "dataset.json").unlink()
+    assert data_fingerprint(small) == before
+    (small / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        data_fingerprint(small)

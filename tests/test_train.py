@@ -1,0 +1,268 @@
+"""The training command from end to end: it learns, resumes bit for bit, and refuses what does not fit."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import wmtp_jax
+from wmtp_jax import train
+from wmtp_jax.config import load_settings
+from wmtp_jax.errors import Failure, UserError
+from wmtp_jax.training.checkpoints import saved_steps
+from wmtp_jax.training.tracking import read_metrics
+
+ROOT = Path(__file__).parent.parent
+LONG = ("training.n_epochs=3", "checkpoint.save_every_steps=10")
+
+
+@pytest.fixture(scope="module")
+def whole(train_command, tmp_path_factory) -> tuple[Path, dict]:
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, train_command(folder, *LONG)
+
+
+def leaves(path: str) -> list[np.ndarray]:
+    return [np.asarray(x) for x in jax.tree.leaves(nnx.state(wmtp_jax.load_model(path), nnx.Param))]
+
+
+def training_lines(folder: Path) -> list[dict]:
+    timing = ("perf/", "system/")
+    return [{k: v for k, v in line.items() if not k.startswith(timing)} for line in read_metrics(folder)]
+
+
+def test_it_learns_and_writes_what_it_says(whole):
+    folder, figures = whole
+    assert figures["steps"] == figures["best_step"] == 37
+    assert all(figures["validation"][f"val/head_{k}_ce_loss"] < figures["unigram"][k - 1] for k in (1, 2))
+    assert saved_steps(folder) == [20, 30, 37]  # save_total_limit 3; the best is among them
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "run.json",
+        "settings.yaml",
+        "tokenizer",
+    ]
+    lines = read_metrics(folder)
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == list(range(1, 38))
+    assert [line["step"] for line in lines if "val/loss" in line] == [10, 20, 30, 37]
+    for name in (
+        "train/loss",
+        "train/unweighted_ce_loss",
+        "train/head_2_ce_loss",
+        "train/grad_norm",
+        "train/learning_rate",
+        "perf/step_seconds",
+        "perf/tokens_per_second",
+        "perf/model_flops_utilization",
+        "perf/data_wait_fraction",
+        "system/device_memory_gb",
+    ):
+        assert np.isfinite(lines[0][name]), name
+    assert figures["tokens_trained"] > 0
+    settings = load_settings(folder / "settings.yaml")
+    assert settings.training.n_epochs == 3
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(whole, train_command, tmp_path: Path):
+    folder, figures = whole
+    first = train_command(tmp_path / "run", *LONG, "training.max_steps=17")
+    assert first["steps"] == 17
+    second = train_command(tmp_path / "run", *LONG)
+    assert second["first_step"] == 17
+    assert second["steps"] == 37
+    for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    validated_more = [line for line in training_lines(tmp_path / "run") if line["step"] != 17 or "train/loss" in line]
+    assert validated_more == training_lines(folder)
+    assert second["tokens_trained"] == figures["tokens_trained"]
+
+
+def test_resume_after_a_kill_drops_what_was_not_saved(whole, train_command, tmp_path: Path):
+    """A copy of the run as a kill after step 37 leaves it: metrics are ahead of the last checkpoint."""
+    folder, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/37")
+    (tmp_path / "run/checkpoints/37.orbax-checkpoint-tmp").mkdir()  # what an interrupted save leaves
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 38, "train/lo')  # a line cut short
+    assert train_command(tmp_path / "run", *LONG)["first_step"] == 30
+    for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert training_lines(tmp_path / "run") == training_lines(folder)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole, train_command, capsys):
+    folder, figures = whole
+    before = (folder / "metrics.jsonl").read_bytes()
+    again = train_command(folder, *LONG)
+    assert "is finished: step 37 of 37" in capsys.readouterr().err
+    assert again["best_val/loss"] == figures["best_val/loss"]
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_mesh_gives_the_same_run(whole, train_command, tmp_path: Path):
+    folder, _ = whole
+    train_command(tmp_path / "run", *LONG, "training.max_steps=20")
+    other = ("runtime.mesh={data: 2, fsdp: 2, tensor: 1}",)
+    train_command(tmp_path / "run", *LONG, *other)
+    for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_best_latest_and_numbered_steps(whole):
+    folder, figures = whole
+    for spec, step in (("", figures["best_step"]), ("@best", figures["best_step"]), ("@latest", 37), ("@20", 20)):
+        from wmtp_jax.load import find_model
+
+        assert find_model(f"{folder}{spec}").directory.name == str(step)
+    with pytest.raises(UserError, match=r"no such step; saved are 20, 30, 37"):
+        wmtp_jax.load_model(f"{folder}@11")
+
+
+def test_an_empty_folder_is_not_taken_for_a_checkpoint(whole, tmp_path: Path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run/checkpoints/99").mkdir()
+    assert saved_steps(tmp_path / "run") == [20, 30, 37]
+
+
+def test_fine_tuning_starts_from_a_run(whole, train_command, tmp_path: Path):
+    folder, figures = whole
+    more = (f"model.path={folder}", "training.learning_rate=1e-6", "training.max_steps=1")
+    tuned = train_command(tmp_path / "tuned", *more)
+    assert tuned["val/loss"] == pytest.approx(figures["best_val/loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.learning_rate=1e-4", r"training.learning_rate: 0.01 there, 0.0001 now"),
+        ("data_sampling.seed=7", "data_sampling.seed: 42 there, 7 now"),
+    ],
+)
+def test_a_run_directory_of_other_settings_is_refused(whole, train_command, change: str, message: str):
+    folder, _ = whole
+    before = (folder / "settings.yaml").read_bytes()
+    with pytest.raises(UserError, match=message):
+        train_command(folder, *LONG, change)
+    assert (folder / "settings.yaml").read_bytes() == before
+
+
+def test_a_run_directory_of_other_data_is_refused(whole, train_command, tiny_data: Path, tmp_path: Path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    manifest = json.loads((tmp_path / "data/dataset.json").read_text())
+    (tmp_path / "data/dataset.json").write_text(json.dumps({**manifest, "fingerprint": "other"}))
+    with pytest.raises(UserError, match="data fingerprint"):
+        train_command(whole[0], *LONG, f"dataset.path={tmp_path / 'data'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dataset.path=absent", "absent: no such data set|no tokenizer there"),
+        ("model.path=absent", "absent: no such model"),
+        ("model.tokenizer=absent", "no tokenizer there"),
+        ("data_sampling.n_samples=121", "121 samples are asked for, but there are 120 correct solutions"),
+        ("data_sampling.n_validation_samples=41", "there are 40 correct solutions"),
+        ("dataset.max_length=8", "longer than dataset.max_length 8"),
+        ("model.architecture.vocab_size=200", "vocabulary is 200 .*vocab_size to at least 300"),
+        ("training.batch_size=512", "do not fill one step of 4096 rows"),
+        ("runtime.mesh={data: 3, fsdp: 1, tensor: 1}", "number of devices, which is 4"),
+        ("runtime.mesh={data: -1, fsdp: 3, tensor: 1}", "number of devices, which is 4"),
+    ],
+)
+def test_bad_input_leaves_nothing(train_command, tmp_path: Path, change: str, message: str):
+    with pytest.raises(UserError, match=message):
+        train_command(tmp_path / "run", change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_rows_are_named(train_command, tiny_data: Path, tmp_path: Path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    lines = (tmp_path / "data/train.jsonl").read_text().splitlines()
+    lines[4] = lines[4].replace('"output"', '"outpt"')
+    (tmp_path / "data/train.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"train.jsonl line 5: the field 'output' is missing"):
+        train_command(tmp_path / "run", f"dataset.path={tmp_path / 'data'}")
+    (tmp_path / "data/valid.jsonl").write_text("")
+    shutil.copy(tiny_data / "train.jsonl", tmp_path / "data/train.jsonl")
+    with pytest.raises(UserError, match=r"valid.jsonl: the split is empty"):
+        train_command(tmp_path / "run", f"dataset.path={tmp_path / 'data'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_long_samples_are_left_out_and_counted(train_command, tmp_path: Path):
+    figures = train_command(tmp_path / "run", "dataset.max_length=54", "training.max_steps=1")
+    assert 0 < figures["left_out_too_long"] < 100
+
+
+def test_a_folder_with_other_things_is_not_touched(train_command, tmp_path: Path):
+    (tmp_path / "letters.txt").write_text("precious")
+    with pytest.raises(UserError, match="holds files, but no run"):
+        train_command(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["letters.txt"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(train_command, tmp_path: Path):
+    with pytest.raises(Failure, match=r"train/loss is .*Lower training.learning_rate"):
+        train_command(tmp_path / "run", *LONG, "training.learning_rate=1e30", "training.warmup_ratio=0")
+
+
+def test_unknown_stage():
+    with pytest.raises(UserError, match="unknown stage; there is: baseline"):
+        train.main(["--stage", "basline"])
+
+
+@pytest.mark.parametrize("preset", sorted(ROOT.glob("configs/*/*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_dry_runs(preset: Path, capsys):
+    assert train.main(["--stage", preset.parent.name, "--config", str(preset), "--dry-run", "--json"]) == 0
+    captured = capsys.readouterr()
+    figures = json.loads(captured.out)
+    assert figures["parameters"]["total"] > 0
+    assert figures["last_step"] > 0
+    assert figures["tokens_per_step"] == figures["rows_per_step"] * figures["settings"]["dataset"]["max_length"]
+    assert preset.parent.name in captured.err
+
+
+def test_production_dry_run_counts_the_7b(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(ROOT)
+    train.main(["--stage", "baseline", "--dry-run", "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["parameters"]["total"] == 6_738_415_616
+    assert figures["rows_per_step"] == 64
+    assert figures["tokens_per_step"] == 64 * 2048
+    assert figures["total_steps"] == 3906
+
+
+def test_dry_run_with_data_at_hand_is_exact(train_command, whole):
+    figures = train_command(whole[0], *LONG, flags=("--dry-run",))
+    assert figures["exact"] is True
+    assert figures["last_step"] == 37
+    assert figures["missing"] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["--stage", "nonsense"], 2, "error: --stage nonsense: unknown stage"),
+        (["--stage", "baseline", "--config", "absent.yaml"], 2, "error: absent.yaml: no such settings file"),
+        ([], 2, "--stage"),
+        (["--help"], 0, "examples:"),
+    ],
+)
+def test_exit_codes(args: list[str], code: int, text: str, tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "wmtp_jax.train", *args], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == code
+    assert text in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
