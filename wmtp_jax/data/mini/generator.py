@@ -17,6 +17,7 @@ import random
 import re
 import signal
 import sys
+import textwrap
 import token
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
@@ -168,7 +169,11 @@ def _make_problem(job: tuple[str, str, int, int, int]) -> tuple[str, dict[str, A
     rng = random.Random(f"{seed}/{name}/{number}")
     description = "\n".join(
         _fill(part, params)
-        for part in (rng.choice(family.tasks), rng.choice(family.kind.descriptions), rng.choice(family.output))
+        for part in (
+            rng.choice(family.tasks),
+            rng.choice(family.kind.descriptions),
+            rng.choice(family.output),
+        )
     )
     arguments = family.cases(rng, params)
     tests = [(family.kind.write(*case), _show(family.reference(params, *case))) for case in arguments]
@@ -184,7 +189,10 @@ def _make_problem(job: tuple[str, str, int, int, int]) -> tuple[str, dict[str, A
     row = {
         "name": f"mini_{name}_{number}",
         "description": description,
-        **{key: {"input": [t[0] for t in group], "output": [t[1] for t in group]} for key, group in groups.items()},
+        **{
+            key: {"input": [t[0] for t in group], "output": [t[1] for t in group]}
+            for key, group in groups.items()
+        },
         "source": 0,
         "difficulty": family.difficulty,
         "cf_rating": 0,
@@ -200,7 +208,7 @@ def _write_programs(
     family: Family, params: Params, tests: list[tuple[str, str]], rng: random.Random
 ) -> tuple[list[str], list[str]]:
     """Unique programs that pass all tests, and ones that do not."""
-    filled = [_fill(text, params) for text in family.solutions]
+    filled = [_fill(textwrap.dedent(text).strip(), params) for text in family.solutions]
     bugs = [(_fill(old, params), _fill(new, params)) for old, new in family.bugs]
     slips = [_decide(s.replace(old, new, 1)) for s in filled for old, new in bugs if old in s and old != new]
     solutions = [_decide(text) for text in filled]
@@ -220,7 +228,9 @@ def _write_programs(
                 continue
             if passes(program, tests) != is_correct:
                 if is_correct:
-                    raise RuntimeError(f"family {family.name}, {params}: this solution fails a test:\n{program}")
+                    raise RuntimeError(
+                        f"family {family.name}, {params}: this solution fails a test:\n{program}"
+                    )
                 continue
             programs.append(program)
             if len(programs) == wanted:
@@ -262,7 +272,11 @@ class _Decide(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
         left, right, sign = node.left, node.comparators[0], node.ops[0]
-        if len(node.ops) > 1 or not isinstance(sign, ast.Eq | ast.NotEq) or not isinstance(right, ast.Constant):
+        if (
+            len(node.ops) > 1
+            or not isinstance(sign, ast.Eq | ast.NotEq)
+            or not isinstance(right, ast.Constant)
+        ):
             return node
         if isinstance(left, ast.Constant) and isinstance(left.value, str):
             return ast.Constant((left.value == right.value) == isinstance(sign, ast.Eq))
@@ -317,7 +331,7 @@ def _decide(program: str) -> str:
 def _style(family: Family, text: str, rng: random.Random | None) -> str:
     """A whole program: a way of reading, names, perhaps a function around it. Without rng the plainest."""
     reader = rng.choice(family.kind.readers) if rng else family.kind.readers[0]
-    lines = [line for line in f"{reader}\n{text.strip()}".split("\n")]
+    lines = f"{reader}\n{text}".split("\n")
     imports = sorted({line for line in lines if line.startswith(("import ", "from "))})
     body = [line for line in lines if line not in imports]
     program = "\n".join(body)
@@ -374,7 +388,7 @@ def passes(program: str, tests: list[tuple[str, str]]) -> bool:
             try:
                 exec(code, {"__name__": "__main__"})
                 printed = sys.stdout.getvalue()
-            except Exception:  # whatever a program with a bug raises, it has failed
+            except (Exception, SystemExit):  # whatever a program with a bug raises, it has failed
                 return False
             finally:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0)

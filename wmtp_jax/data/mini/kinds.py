@@ -52,12 +52,23 @@ STR = Kind(
     ("s = input()", "s = input().strip()", "import sys\ns = sys.stdin.readline().strip()"),
 )
 TWO_STR = Kind(
-    ("The first line has a string s, the second line a string t.", "Input: strings s and t, each on its own line."),
+    (
+        "The first line has a string s, the second line a string t.",
+        "Input: strings s and t, each on its own line.",
+    ),
     lambda s, t: f"{s}\n{t}\n",
-    ("s = input()\nt = input()", "import sys\ns, t = sys.stdin.read().split()", "s = input().strip()\nt = input().strip()"),
+    (
+        "s = input()\nt = input()",
+        "import sys\ns, t = sys.stdin.read().split()",
+        "s = input().strip()\nt = input().strip()",
+    ),
 )
 WORDS = Kind(
-    ("The only line has words separated by spaces.", "Input: one line of words.", "You are given a line of words."),
+    (
+        "The only line has words separated by spaces.",
+        "Input: one line of words.",
+        "You are given a line of words.",
+    ),
     lambda w: " ".join(w) + "\n",
     ("w = input().split()", "import sys\nw = sys.stdin.read().split()", "w = input().strip().split()"),
 )
@@ -69,7 +80,8 @@ GRID = Kind(
     lambda g: f"{len(g)} {len(g[0])}\n" + "".join(" ".join(map(str, row)) + "\n" for row in g),
     (
         "n, m = map(int, input().split())\ng = [list(map(int, input().split())) for _ in range(n)]",
-        "n, m = map(int, input().split())\ng = []\nfor _ in range(n):\n    g.append(list(map(int, input().split())))",
+        "n, m = map(int, input().split())\ng = []\n"
+        "for _ in range(n):\n    g.append(list(map(int, input().split())))",
     ),
 )
 PAIRS = Kind(
@@ -80,7 +92,8 @@ PAIRS = Kind(
     lambda p: f"{len(p)}\n" + "".join(f"{u} {z}\n" for u, z in p),
     (
         "n = int(input())\np = [tuple(map(int, input().split())) for _ in range(n)]",
-        "n = int(input())\np = []\nfor _ in range(n):\n    u, z = map(int, input().split())\n    p.append((u, z))",
+        "n = int(input())\np = []\n"
+        "for _ in range(n):\n    u, z = map(int, input().split())\n    p.append((u, z))",
     ),
 )
 
@@ -94,7 +107,12 @@ def choices(**options: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def lists(
-    rng: random.Random, low: int, high: int, edges: Sequence[Sequence[int]] = (), at_least: int = 1, at_most: int = 9
+    rng: random.Random,
+    low: int,
+    high: int,
+    edges: Sequence[Sequence[int]] = (),
+    at_least: int = 1,
+    at_most: int = 9,
 ) -> list[tuple[list[int]]]:
     """Cases of kind LIST: the edges, then random lists of numbers from low to high."""
     made = [[rng.randint(low, high) for _ in range(rng.randint(at_least, at_most))] for _ in range(8)]
@@ -106,7 +124,9 @@ def numbers(rng: random.Random, low: int, high: int, edges: Sequence[int] = ()) 
     return [(n,) for n in (*edges, *(rng.randint(low, high) for _ in range(8)))]
 
 
-def pairs(rng: random.Random, low: int, high: int, edges: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+def pairs(
+    rng: random.Random, low: int, high: int, edges: Sequence[tuple[int, int]] = ()
+) -> list[tuple[int, int]]:
     """Cases of kind TWO: the edges, then random pairs."""
     return [*edges, *((rng.randint(low, high), rng.randint(low, high)) for _ in range(8))]
 
