@@ -61,9 +61,7 @@ def read_config(directory: Path) -> ModelConfig:
             n_heads=heads,
             n_kv_heads=params.get("n_kv_heads") or heads,
             vocab_size=params["vocab_size"],
-            ffn_dim=ffn_dim(
-                params["dim"], params.get("multiple_of", 256), params.get("ffn_dim_multiplier")
-            ),
+            ffn_dim=ffn_dim(params["dim"], params.get("multiple_of", 256), params.get("ffn_dim_multiplier")),
             n_future_tokens=params.get("n_future_tokens", 1),
             norm_eps=params.get("norm_eps", 1e-5),
             rope_theta=params.get("rope_theta", 10000.0),
@@ -201,7 +199,9 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 def _check(tensors: Mapping[str, np.ndarray], config: ModelConfig, path: Path) -> None:
     expected = meta_shapes(config)
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
-    problems += [f"unexpected: {name} {tensor.shape}" for name, tensor in tensors.items() if name not in expected]
+    problems += [
+        f"unexpected: {name} {tensor.shape}" for name, tensor in tensors.items() if name not in expected
+    ]
     problems += [
         f"shape: {name} is {tensors[name].shape}, expected {shape}"
         for name, shape in expected.items()

@@ -43,7 +43,11 @@ def test_production_baseline_is_as_published():
     )
     assert settings.dataset.max_length == 2048
     checkpoint = settings.checkpoint
-    assert (checkpoint.save_checkpoint_every, checkpoint.save_best, checkpoint.save_total_limit) == (1.0, True, 3)
+    assert (checkpoint.save_checkpoint_every, checkpoint.save_best, checkpoint.save_total_limit) == (
+        1.0,
+        True,
+        3,
+    )
     mesh = settings.runtime.mesh
     assert training.batch_size * training.gradient_accumulation_steps * mesh.data * mesh.fsdp == 64
 
@@ -51,7 +55,12 @@ def test_production_baseline_is_as_published():
 def test_overrides_last_wins():
     settings = load_settings(
         MICRO,
-        ["training.max_steps=5", "training.max_steps=7", "checkpoint.save_dir=/x y", "training.learning_rate=2e-5"],
+        [
+            "training.max_steps=5",
+            "training.max_steps=7",
+            "checkpoint.save_dir=/x y",
+            "training.learning_rate=2e-5",
+        ],
     )
     assert settings.training.max_steps == 7
     assert settings.checkpoint.save_dir == Path("/x y")
@@ -123,7 +132,9 @@ def test_every_mistake_is_listed():
 
 def test_reference_is_up_to_date():
     assert (ROOT / config_reference.SCHEMA).read_text() == config_reference.schema_text(), "run: make schema"
-    assert config_reference.reference_text() in (ROOT / config_reference.README).read_text(), "run: make schema"
+    assert config_reference.reference_text() in (ROOT / config_reference.README).read_text(), (
+        "run: make schema"
+    )
     assert json.loads(config_reference.schema_text())["additionalProperties"] is False
 
 

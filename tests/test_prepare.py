@@ -25,7 +25,10 @@ ROW = {
     "cf_rating": 800,
     "cf_tags": ["math"],
     "time_limit": {"seconds": 1, "nanos": 500_000_000},
-    "solutions": {"language": [3, 3, 2, 3, 3], "solution": ["print(1)\r\n", "print(1)", "int x;", " ", "print(3)"]},
+    "solutions": {
+        "language": [3, 3, 2, 3, 3],
+        "solution": ["print(1)\r\n", "print(1)", "int x;", " ", "print(3)"],
+    },
     "incorrect_solutions": {"language": [1, 3], "solution": ["print 1", "print(2)"]},
 }
 
@@ -94,7 +97,9 @@ def test_jsonl_gz_gives_the_same_and_splits_by_problem(tmp_path: Path, capsys):
     train, valid = (open_split(tmp_path / "out-all.jsonl", name) for name in ("train", "valid"))
     assert not set(train.task_ids) & set(valid.task_ids)
     assert len(valid.task_ids) == pytest.approx(40, abs=20)
-    run_codecontests(tmp_path / "all.jsonl", tmp_path / "other", "--validation-fraction", "0.2", "--seed", "1")
+    run_codecontests(
+        tmp_path / "all.jsonl", tmp_path / "other", "--validation-fraction", "0.2", "--seed", "1"
+    )
     assert set(open_split(tmp_path / "other", "valid").task_ids) != set(valid.task_ids)
     assert "Data set codecontests" in capsys.readouterr().out
 
@@ -126,7 +131,10 @@ BROKEN = {
     "wrong list": ([row("a", solutions={"language": ["3"], "solution": ["x"]})], "'solutions.language.0'"),
     "twice": ([row("a"), row("a")], "line 2: the problem 'a' stands at .* line 1 already"),
     "empty": ([], "there is no row"),
-    "nothing usable": ([row("a", solutions={"language": [2], "solution": ["x"]}, incorrect_solutions={})], "usable"),
+    "nothing usable": (
+        [row("a", solutions={"language": [2], "solution": ["x"]}, incorrect_solutions={})],
+        "usable",
+    ),
 }
 
 
@@ -217,7 +225,9 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    run_codecontests(write_jsonl(tmp_path / "train.jsonl", [row(f"p{i}") for i in range(5)]), tmp_path / "out")
+    run_codecontests(
+        write_jsonl(tmp_path / "train.jsonl", [row(f"p{i}") for i in range(5)]), tmp_path / "out"
+    )
     return tmp_path / "out"
 
 

@@ -82,7 +82,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(whole, train_command, tmp_path
     assert second["steps"] == 37
     for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    validated_more = [line for line in training_lines(tmp_path / "run") if line["step"] != 17 or "train/loss" in line]
+    validated_more = [
+        line for line in training_lines(tmp_path / "run") if line["step"] != 17 or "train/loss" in line
+    ]
     assert validated_more == training_lines(folder)
     assert second["tokens_trained"] == figures["tokens_trained"]
 
@@ -121,7 +123,12 @@ def test_another_mesh_gives_the_same_run(whole, train_command, tmp_path: Path):
 
 def test_best_latest_and_numbered_steps(whole):
     folder, figures = whole
-    for spec, step in (("", figures["best_step"]), ("@best", figures["best_step"]), ("@latest", 37), ("@20", 20)):
+    for spec, step in (
+        ("", figures["best_step"]),
+        ("@best", figures["best_step"]),
+        ("@latest", 37),
+        ("@20", 20),
+    ):
         from wmtp_jax.load import find_model
 
         assert find_model(f"{folder}{spec}").directory.name == str(step)
@@ -229,7 +236,9 @@ def test_every_preset_dry_runs(preset: Path, capsys):
     figures = json.loads(captured.out)
     assert figures["parameters"]["total"] > 0
     assert figures["last_step"] > 0
-    assert figures["tokens_per_step"] == figures["rows_per_step"] * figures["settings"]["dataset"]["max_length"]
+    assert (
+        figures["tokens_per_step"] == figures["rows_per_step"] * figures["settings"]["dataset"]["max_length"]
+    )
     assert preset.parent.name in captured.err
 
 
@@ -261,7 +270,11 @@ def test_dry_run_with_data_at_hand_is_exact(train_command, whole):
 )
 def test_exit_codes(args: list[str], code: int, text: str, tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "wmtp_jax.train", *args], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-m", "wmtp_jax.train", *args],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
     assert done.returncode == code
     assert text in done.stderr + done.stdout

@@ -88,14 +88,21 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="run directory (its best step), RUN@latest, or model directory")
     parser.add_argument(
-        "--data", type=Path, default=Path("storage/datasets_v2/mini"), help="processed data set (default: mini)"
+        "--model", required=True, help="run directory (its best step), RUN@latest, or model directory"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("storage/datasets_v2/mini"),
+        help="processed data set (default: mini)",
     )
     parser.add_argument("--split", default="valid", help="split the problems come from (default: valid)")
     parser.add_argument("--count", type=int, default=3, help="number of problems (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="which problems (default: 0)")
-    parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and completion (default: 512)")
+    parser.add_argument(
+        "--max-length", type=int, default=512, help="tokens of prompt and completion (default: 512)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser.parse_args(argv)
 

@@ -63,7 +63,12 @@ def test_labels_hold_in_a_python_of_their_own(rows):
     def accepted(program: str, tests: list[tuple[str, str]]) -> bool:
         for given, expected in tests:
             done = subprocess.run(
-                [sys.executable, "-c", program], input=given, capture_output=True, text=True, timeout=20, check=False
+                [sys.executable, "-c", program],
+                input=given,
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
             )
             if done.returncode or done.stdout.split() != expected.split():
                 return False
@@ -84,10 +89,15 @@ def test_all_labels_hold(rows):
 def test_validation_asks_for_something_new(rows):
     """No choice of parameters stands in two splits."""
     seen = defaultdict(set)
-    for split, name, choice, _, _ in (job for job, _ in zip(generator._plan(FAMILIES, 0), range(2000), strict=False)):
+    for split, name, choice, _, _ in (
+        job for job, _ in zip(generator._plan(FAMILIES, 0), range(2000), strict=False)
+    ):
         seen[name, choice].add(split)
     assert all(len(splits) == 1 for splits in seen.values())
-    share = Counter(split for split, _, _, _, _ in (j for j, _ in zip(generator._plan(FAMILIES, 0), range(1100), strict=False)))
+    share = Counter(
+        split
+        for split, _, _, _, _ in (j for j, _ in zip(generator._plan(FAMILIES, 0), range(1100), strict=False))
+    )
     assert 0.03 < share["valid"] / 1100 < 0.08
     assert 0.03 < share["test"] / 1100 < 0.08
     by_split = defaultdict(set)

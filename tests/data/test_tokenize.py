@@ -45,7 +45,12 @@ def sentence_piece(tmp_path_factory):
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return load_tokenizer(folder)
 

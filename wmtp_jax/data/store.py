@@ -128,7 +128,9 @@ def create_dataset(directory: Path, overwrite: bool) -> Iterator[Writer]:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error.strerror}); give another --output") from error
+        raise UserError(
+            f"{directory}: cannot be written ({error.strerror}); give another --output"
+        ) from error
     writer = Writer(partial)
     try:
         yield writer

@@ -118,5 +118,7 @@ class Checkpoints:
 def abstract(state: Any, shardings: Any) -> Any:
     """Shapes, types and placements of a state: what `Checkpoints.restore` is given."""
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
     )

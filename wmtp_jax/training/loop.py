@@ -272,9 +272,7 @@ def unigram_cross_entropy(run: Run) -> list[float]:
     return [float(cost[targets[..., k][valid[..., k]]].mean()) for k in range(n_heads)]
 
 
-def _to_device(
-    batches: Iterator[Rows], sharding: NamedSharding
-) -> Iterator[tuple[Rows, Rows, float]]:
+def _to_device(batches: Iterator[Rows], sharding: NamedSharding) -> Iterator[tuple[Rows, Rows, float]]:
     """Batches with their copy on the devices, sent one ahead, and the seconds the next one was waited for."""
     pending: tuple[Rows, Rows, float] | None = None
     while True:

@@ -261,7 +261,9 @@ def _write_run_files(run: Run) -> None:
         (directory / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
         (directory / SETTINGS_FILE).write_text(as_yaml(run.settings))
     except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error
+        raise UserError(
+            f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir"
+        ) from error
 
 
 def discard_unstarted(directory: Path) -> None:

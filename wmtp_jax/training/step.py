@@ -65,7 +65,9 @@ def make_train_step(
         counts_n = head_counts(valid_ABSn.reshape(-1, *valid_ABSn.shape[2:]))
 
         def accumulate(total: Any, micro: Rows) -> tuple[Any, None]:
-            (loss, sums_n), grads = jax.value_and_grad(micro_loss, has_aux=True)(state.params, micro, counts_n)
+            (loss, sums_n), grads = jax.value_and_grad(micro_loss, has_aux=True)(
+                state.params, micro, counts_n
+            )
             return jax.tree.map(jnp.add, total, (loss, sums_n, grads)), None
 
         if rows.tokens.shape[0] == 1:  # nothing to sum: no second copy of the gradients
