@@ -171,8 +171,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise UserError(
-            f"{path} is a PyTorch file and reading it needs torch; install it with "
-            "`pip install 'wmtp-jax[convert]'`"
+            f"{path} is a PyTorch file and reading it needs torch; install it with `pip install 'wmtp-jax[convert]'`"
         ) from error
     try:
         # weights_only: a pickle that would run code is refused before anything of it runs.
@@ -199,9 +198,7 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 def _check(tensors: Mapping[str, np.ndarray], config: ModelConfig, path: Path) -> None:
     expected = meta_shapes(config)
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in tensors]
-    problems += [
-        f"unexpected: {name} {tensor.shape}" for name, tensor in tensors.items() if name not in expected
-    ]
+    problems += [f"unexpected: {name} {tensor.shape}" for name, tensor in tensors.items() if name not in expected]
     problems += [
         f"shape: {name} is {tensors[name].shape}, expected {shape}"
         for name, shape in expected.items()

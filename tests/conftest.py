@@ -59,13 +59,9 @@ def tiny_data(tmp_path_factory) -> Path:
         (folder / "raw").mkdir(exist_ok=True)
         (folder / f"raw/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = folder / "data"
-    prepare.main(
-        ["--dataset", "codecontests", "--source", str(folder / "raw"), "--output", str(data), "--json"]
-    )
+    prepare.main(["--dataset", "codecontests", "--source", str(folder / "raw"), "--output", str(data), "--json"])
     train = open_split(data, "train")
-    train_tokenizer(
-        (e.instruction + e.output for e in train.read(range(len(train)))), 300, data / "tokenizer"
-    )
+    train_tokenizer((e.instruction + e.output for e in train.read(range(len(train)))), 300, data / "tokenizer")
     return data
 
 

@@ -132,9 +132,7 @@ def test_every_mistake_is_listed():
 
 def test_reference_is_up_to_date():
     assert (ROOT / config_reference.SCHEMA).read_text() == config_reference.schema_text(), "run: make schema"
-    assert config_reference.reference_text() in (ROOT / config_reference.README).read_text(), (
-        "run: make schema"
-    )
+    assert config_reference.reference_text() in (ROOT / config_reference.README).read_text(), "run: make schema"
     assert json.loads(config_reference.schema_text())["additionalProperties"] is False
 
 

@@ -97,9 +97,7 @@ def test_jsonl_gz_gives_the_same_and_splits_by_problem(tmp_path: Path, capsys):
     train, valid = (open_split(tmp_path / "out-all.jsonl", name) for name in ("train", "valid"))
     assert not set(train.task_ids) & set(valid.task_ids)
     assert len(valid.task_ids) == pytest.approx(40, abs=20)
-    run_codecontests(
-        tmp_path / "all.jsonl", tmp_path / "other", "--validation-fraction", "0.2", "--seed", "1"
-    )
+    run_codecontests(tmp_path / "all.jsonl", tmp_path / "other", "--validation-fraction", "0.2", "--seed", "1")
     assert set(open_split(tmp_path / "other", "valid").task_ids) != set(valid.task_ids)
     assert "Data set codecontests" in capsys.readouterr().out
 
@@ -160,12 +158,12 @@ def test_broken_files(tmp_path: Path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"name": "\xff"}\n')
     with pytest.raises(UserError, match="not UTF-8"):
         run_codecontests(tmp_path / "latin.jsonl", tmp_path / "out")
-    with pytest.raises(UserError, match="expected .parquet"):
+    with pytest.raises(UserError, match=r"expected \.parquet"):
         run_codecontests(Path(__file__), tmp_path / "out")
     with pytest.raises(UserError, match="no such file"):
         run_codecontests(tmp_path / "absent", tmp_path / "out")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="holds no .parquet"):
+    with pytest.raises(UserError, match=r"holds no \.parquet"):
         run_codecontests(tmp_path / "folder", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -225,9 +223,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    run_codecontests(
-        write_jsonl(tmp_path / "train.jsonl", [row(f"p{i}") for i in range(5)]), tmp_path / "out"
-    )
+    run_codecontests(write_jsonl(tmp_path / "train.jsonl", [row(f"p{i}") for i in range(5)]), tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -263,7 +259,7 @@ def test_rows_edited_by_hand(small: Path):
 
 
 def test_missing_sets_and_splits(small: Path):
-    with pytest.raises(UserError, match="python -m wmtp_jax.prepare --dataset mini"):
+    with pytest.raises(UserError, match=r"python -m wmtp_jax\.prepare --dataset mini"):
         open_split(small / "absent", "train")
     with pytest.raises(UserError, match=r"no split 'valid' \(it has: train\)"):
         open_split(small, "valid")

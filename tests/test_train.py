@@ -82,9 +82,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(whole, train_command, tmp_path
     assert second["steps"] == 37
     for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    validated_more = [
-        line for line in training_lines(tmp_path / "run") if line["step"] != 17 or "train/loss" in line
-    ]
+    validated_more = [line for line in training_lines(tmp_path / "run") if line["step"] != 17 or "train/loss" in line]
     assert validated_more == training_lines(folder)
     assert second["tokens_trained"] == figures["tokens_trained"]
 
@@ -236,9 +234,7 @@ def test_every_preset_dry_runs(preset: Path, capsys):
     figures = json.loads(captured.out)
     assert figures["parameters"]["total"] > 0
     assert figures["last_step"] > 0
-    assert (
-        figures["tokens_per_step"] == figures["rows_per_step"] * figures["settings"]["dataset"]["max_length"]
-    )
+    assert figures["tokens_per_step"] == figures["rows_per_step"] * figures["settings"]["dataset"]["max_length"]
     assert preset.parent.name in captured.err
 
 

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 Tensors = dict[str, torch.Tensor]
 
 
-def random_checkpoint(
-    directory: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
-) -> Tensors:
+def random_checkpoint(directory: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Tensors:
     """Writes a small checkpoint with random weights in Meta's layout and returns its tensors."""
     params = {
         "dim": 48,

@@ -34,7 +34,9 @@ def complete(
     Returns:
       For each problem: task_id, instruction, completion (text), finished (ended by itself), true_solution.
     """
+    import jax.numpy as jnp
     import numpy as np
+    from flax import nnx
 
     from wmtp_jax.data.sample import draw
     from wmtp_jax.data.store import open_split
@@ -56,11 +58,11 @@ def complete(
     tokens = np.zeros((len(prompts), max_length), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    from flax import nnx
-
     decode = nnx.jit(greedy_decode, static_argnames="eos")
     lengths = np.array([len(prompt) for prompt in prompts])
-    decoded = np.asarray(decode(load_model(model_path), tokens, lengths, eos=tokenizer.eos_token_id))
+    decoded = np.asarray(
+        decode(load_model(model_path), jnp.asarray(tokens), jnp.asarray(lengths), eos=tokenizer.eos_token_id)
+    )
     result = []
     for example, prompt, row in zip(examples, prompts, decoded, strict=True):
         generated = row[len(prompt) :].tolist()
@@ -88,9 +90,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--model", required=True, help="run directory (its best step), RUN@latest, or model directory"
-    )
+    parser.add_argument("--model", required=True, help="run directory (its best step), RUN@latest, or model directory")
     parser.add_argument(
         "--data",
         type=Path,
@@ -100,9 +100,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="valid", help="split the problems come from (default: valid)")
     parser.add_argument("--count", type=int, default=3, help="number of problems (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="which problems (default: 0)")
-    parser.add_argument(
-        "--max-length", type=int, default=512, help="tokens of prompt and completion (default: 512)"
-    )
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and completion (default: 512)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser.parse_args(argv)
 

@@ -272,9 +272,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -327,9 +325,7 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) 
 def _describe(item: dict[str, Any], path: Path, origin: dict[str, str]) -> str:
     location = [str(part) for part in item["loc"] if part not in ("ModelConfig", "function-after")]
     name = ".".join(location)
-    where = next(
-        (source for key, source in origin.items() if name == key or name.startswith(key + ".")), path
-    )
+    where = next((source for key, source in origin.items() if name == key or name.startswith(key + ".")), path)
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_names(location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)

@@ -30,7 +30,8 @@ def reference_text() -> str:
     definitions = Settings.model_json_schema()["$defs"]
     lines: list[str] = []
     for part, field in Settings.model_fields.items():
-        assert isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, BaseModel)
         lines += [f"### `{part}`", "", f"{field.annotation.__doc__}", ""]
         lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
         lines += _rows(part, field.annotation, definitions)

@@ -1,6 +1,7 @@
 """What a command shows: figures on standard output, everything else on standard error."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,7 @@ out = Console()
 err = Console(stderr=True)
 
 
-def table(title: str, columns: list[str], rows: list[list[Any]]) -> Table:
+def table(title: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A summary table: the first column is text, the others are right-aligned figures."""
     result = Table(title=title, title_justify="left", title_style="bold", min_width=len(title))
     for i, column in enumerate(columns):

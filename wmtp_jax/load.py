@@ -49,9 +49,7 @@ def find_model(path: Path | str) -> ModelSource:
     directory = Path(path) if Path(path).exists() or not wanted else Path(base)
     wanted = "" if directory == Path(path) else wanted
     if not directory.is_dir():
-        raise UserError(
-            f"{path}: no such model; give a model directory, a run directory, or one in Meta's layout"
-        )
+        raise UserError(f"{path}: no such model; give a model directory, a run directory, or one in Meta's layout")
     if meta_mtp.is_meta_checkpoint(directory):
         return ModelSource(meta_mtp.read_config(directory), directory, None)
     try:
@@ -115,6 +113,4 @@ def _choose_step(run_directory: Path, wanted: str) -> int:
         return steps[-1]
     if wanted.isdigit() and int(wanted) in steps:
         return int(wanted)
-    raise UserError(
-        f"{run_directory}@{wanted}: no such step; saved are {', '.join(map(str, steps))} (or @latest)"
-    )
+    raise UserError(f"{run_directory}@{wanted}: no such step; saved are {', '.join(map(str, steps))} (or @latest)")

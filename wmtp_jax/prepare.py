@@ -35,9 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         with Steps(f"preparing {args.dataset} ({unit})", total) as progress:
             _write(writer, _problems(args, progress.advance), progress if total is None else None)
         if not writer.counts():
-            raise UserError(
-                f"{args.source}: no usable Python 3 solution in it; left out: {dict(writer.left_out)}"
-            )
+            raise UserError(f"{args.source}: no usable Python 3 solution in it; left out: {dict(writer.left_out)}")
         manifest = writer.finish(
             {
                 "dataset": args.dataset,
@@ -93,9 +91,7 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and value < low:
             raise UserError(f"--{name} {value}: it must be {low} or more")
     if not 0 <= args.validation_fraction < 1:
-        raise UserError(
-            f"--validation-fraction {args.validation_fraction}: it must be at least 0 and below 1"
-        )
+        raise UserError(f"--validation-fraction {args.validation_fraction}: it must be at least 0 and below 1")
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -105,12 +101,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--dataset", required=True, choices=DATASETS, help="which data; mini is generated here"
-    )
-    parser.add_argument(
-        "--source", type=Path, help="raw data: a .parquet, .jsonl or .jsonl.gz file, or a folder"
-    )
+    parser.add_argument("--dataset", required=True, choices=DATASETS, help="which data; mini is generated here")
+    parser.add_argument("--source", type=Path, help="raw data: a .parquet, .jsonl or .jsonl.gz file, or a folder")
     parser.add_argument("--output", type=Path, required=True, help="folder of the processed data set")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
     parser.add_argument("--seed", type=int, default=0, help="of mini, and of a validation split (default: 0)")

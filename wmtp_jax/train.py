@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wmtp_jax.config import Settings, as_yaml, load_settings, production_preset
 from wmtp_jax.console import err, out, print_json, table
 from wmtp_jax.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from wmtp_jax.training.stages import Stage
 
 EPILOG = """examples:
   python -m wmtp_jax.train --stage baseline --dry-run
@@ -80,58 +84,41 @@ def _use_compilation_cache(settings: Settings) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _dry_run(stage: Any, settings: Settings) -> dict[str, Any]:
-    """Shows what a run would be. Where model or data are not at hand yet, the settings alone are counted."""
-    import dataclasses
-
+def _dry_run(stage: Stage, settings: Settings) -> dict[str, Any]:
+    """Shows what a run would be, on standard error, and returns the figures."""
     from wmtp_jax.models import store
-    from wmtp_jax.training import run as runs
+    from wmtp_jax.training.run import run_directory, sketch_run
 
-    model_at_hand = settings.model.path is None or settings.model.path.exists()
-    data_at_hand = settings.dataset.path.exists()
-    missing = []
-    if not model_at_hand:
-        missing.append(f"the model is not at {settings.model.path}")
-    if not data_at_hand:
-        missing.append(f"the data set is not at {settings.dataset.path}")
-    if model_at_hand and data_at_hand:
-        run = runs.build_run(stage, settings)
-        config, schedule = run.config, run.schedule
-    else:
-        if not model_at_hand and settings.model.architecture is None:
-            raise UserError(f"{missing[0]}, and model.architecture is not set: there is nothing to count")
-        config = settings.model.architecture if not model_at_hand else runs.find_architecture(settings)[0]
-        assert config is not None
-        # One sample a row: exact without packing (unless some are too long), an upper bound with it.
-        schedule = runs.plan_schedule(settings, settings.data_sampling.n_samples, exact=False)
+    config, schedule, missing = sketch_run(stage, settings)
     parameters = store.count_params(store.build(config)[1])
-    figures = {
+    err.print(as_yaml(settings), highlight=False, markup=False)
+    at_most = "" if schedule.exact else "at most "
+
+    def count(value: float | None) -> str:
+        return "unknown until the data set is there" if value is None else f"{at_most}{value:,.6g}"
+
+    rows = [
+        *([f"parameters: {part}", f"{number:,}"] for part, number in parameters.items()),
+        ["devices", f"{schedule.devices}"],
+        ["rows per step", f"{schedule.rows_per_step:,}"],
+        ["tokens per step (padding included)", f"{schedule.tokens_per_step:,}"],
+        ["rows per epoch", count(schedule.rows)],
+        ["steps per epoch", count(schedule.steps_per_epoch)],
+        ["steps", count(schedule.last_step)],
+        ["checkpoints", count(len(schedule.save_steps) or None)],
+        ["run directory", str(run_directory(stage, settings))],
+    ]
+    err.print(table(f"{stage.name}: {stage.summary}", ["", ""], rows))
+    for line in missing:
+        err.print(f"[yellow]not at hand:[/] {line}", highlight=False)
+    return {
         "stage": stage.name,
-        "run_directory": str(runs.run_directory(stage, settings)),
+        "run_directory": str(run_directory(stage, settings)),
         "settings": settings.model_dump(mode="json"),
         "parameters": parameters,
         **dataclasses.asdict(schedule),
         "missing": missing,
     }
-    err.print(as_yaml(settings), highlight=False, markup=False)
-    bound = "" if schedule.exact else "at most "
-    number = lambda x: "unknown until the data set is there" if x is None else f"{bound}{x:,.6g}"  # noqa: E731
-    counts = [[f"parameters: {part}", f"{count:,}"] for part, count in parameters.items()]
-    rows = [
-        *counts,
-        ["devices", schedule.devices],
-        ["rows per step", f"{schedule.rows_per_step:,}"],
-        ["tokens per step (padding included)", f"{schedule.tokens_per_step:,}"],
-        ["rows per epoch", number(schedule.rows)],
-        ["steps per epoch", number(schedule.steps_per_epoch)],
-        ["steps", number(schedule.last_step)],
-        ["checkpoints", number(len(schedule.save_steps) or None)],
-        ["run directory", figures["run_directory"]],
-    ]
-    err.print(table(f"{stage.name}: {stage.summary}", ["", ""], rows))
-    for line in missing:
-        err.print(f"[yellow]not at hand:[/] {line}", highlight=False)
-    return figures
 
 
 def _show_summary(figures: dict[str, Any]) -> None:

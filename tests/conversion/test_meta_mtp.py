@@ -19,7 +19,6 @@ from wmtp_jax.losses.cross_entropy import token_cross_entropy
 from wmtp_jax.losses.mtp import head_counts, head_sums, mean_over_heads, mtp_targets
 from wmtp_jax.models import store
 
-
 GOLDEN = Path(__file__).parent.parent / "golden"
 SHAPES = {
     "as Meta's": {},
@@ -81,9 +80,7 @@ def test_equals_pytorch_logits_and_gradients(changes: dict, tmp_path: Path):
     np.testing.assert_allclose(loss, their_loss.item(), rtol=1e-5)
     for name, tensor in tensors.items():
         scale = float(tensor.grad.abs().max())
-        np.testing.assert_allclose(
-            grads[name], tensor.grad.numpy(), atol=1e-5 * scale, rtol=1e-4, err_msg=name
-        )
+        np.testing.assert_allclose(grads[name], tensor.grad.numpy(), atol=1e-5 * scale, rtol=1e-4, err_msg=name)
 
 
 def test_to_meta_is_the_inverse_bit_for_bit(tmp_path: Path):

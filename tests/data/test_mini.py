@@ -89,14 +89,11 @@ def test_all_labels_hold(rows):
 def test_validation_asks_for_something_new(rows):
     """No choice of parameters stands in two splits."""
     seen = defaultdict(set)
-    for split, name, choice, _, _ in (
-        job for job, _ in zip(generator._plan(FAMILIES, 0), range(2000), strict=False)
-    ):
+    for split, name, choice, _, _ in (job for job, _ in zip(generator._plan(FAMILIES, 0), range(2000), strict=False)):
         seen[name, choice].add(split)
     assert all(len(splits) == 1 for splits in seen.values())
     share = Counter(
-        split
-        for split, _, _, _, _ in (j for j, _ in zip(generator._plan(FAMILIES, 0), range(1100), strict=False))
+        split for split, _, _, _, _ in (j for j, _ in zip(generator._plan(FAMILIES, 0), range(1100), strict=False))
     )
     assert 0.03 < share["valid"] / 1100 < 0.08
     assert 0.03 < share["test"] / 1100 < 0.08

@@ -91,9 +91,7 @@ def test_first_line_of_code_is_not_indented(sentence_piece):
 
 def test_prompt_form():
     assert prompt_text("do it") == f"### Instruction:\ndo it\n\n{RESPONSE_HEADER}"
-    assert prompt_text("do it", "on this") == (
-        f"### Instruction:\ndo it\n\n### Input:\non this\n\n{RESPONSE_HEADER}"
-    )
+    assert prompt_text("do it", "on this") == (f"### Instruction:\ndo it\n\n### Input:\non this\n\n{RESPONSE_HEADER}")
 
 
 def test_vocabulary_too_small(tmp_path: Path):

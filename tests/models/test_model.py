@@ -11,9 +11,7 @@ from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.layers import document_mask, document_positions
 from wmtp_jax.models.mtp import MTPTransformer
 
-CONFIG = ModelConfig(
-    dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=50, ffn_dim=64, n_future_tokens=2
-)
+CONFIG = ModelConfig(dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=50, ffn_dim=64, n_future_tokens=2)
 
 
 @pytest.fixture(scope="module")

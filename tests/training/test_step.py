@@ -1,5 +1,7 @@
 """The update: accumulation equals one large batch, sharded equals single-device, it learns."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +25,7 @@ from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.stages import STAGES
 from wmtp_jax.training.step import init_state, make_eval_step, make_train_step, validation_metrics
 
-CONFIG = ModelConfig(
-    dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=52, ffn_dim=64, n_future_tokens=2
-)
+CONFIG = ModelConfig(dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=52, ffn_dim=64, n_future_tokens=2)
 # Adam divides by the gradient's size: with its usual epsilon a gradient that is zero but for rounding becomes
 # a full step, and two ways of adding the same numbers would differ by it.
 SETTINGS = TrainingSettings(batch_size=1, n_epochs=1, learning_rate=1e-2, warmup_ratio=0.1, adam_eps=1e-4)
@@ -137,12 +137,10 @@ def test_schedule():
     values = [float(rate(i)) for i in range(101)]
     assert values[0] == pytest.approx(1 / 20)
     assert values[19] == pytest.approx(1.0)
-    assert all(a < b for a, b in zip(values[:19], values[1:20], strict=True))
-    assert all(a >= b for a, b in zip(values[20:], values[21:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(values[:20]))
+    assert all(a >= b for a, b in itertools.pairwise(values[20:]))
     assert values[100] == pytest.approx(0.1)
-    flat = learning_rate_schedule(
-        TrainingSettings(batch_size=1, n_epochs=1, learning_rate=1.0, warmup_ratio=0.0), 10
-    )
+    flat = learning_rate_schedule(TrainingSettings(batch_size=1, n_epochs=1, learning_rate=1.0, warmup_ratio=0.0), 10)
     assert float(flat(0)) == 1.0
 
 

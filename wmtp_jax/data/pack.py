@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,10 @@ class Rows(NamedTuple):
       loss_mask: (R, S) bool; True on response tokens.
     """
 
-    tokens: np.ndarray
-    segment_ids: np.ndarray
-    loss_mask: np.ndarray
+    # numpy on the host, jax on the devices; a tree of shapes or placements has the same form.
+    tokens: Any
+    segment_ids: Any
+    loss_mask: Any
 
     @property
     def n_tokens(self) -> int:

@@ -82,9 +82,7 @@ def parse_json(line: bytes | str, where: str) -> Any:
     try:
         return json.loads(line.strip())
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{where}, column {error.colno}: broken JSON ({error.msg}); mend or remove that line"
-        ) from None
+        raise UserError(f"{where}, column {error.colno}: broken JSON ({error.msg}); mend or remove that line") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 

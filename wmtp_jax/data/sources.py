@@ -55,16 +55,12 @@ def codecontests(source: Path, seed: int, validation_fraction: float) -> Iterato
     for raw in _read_rows(source):
         row = validate(CodeContestsRow, _from_flat_form(raw.fields), raw.where)
         if row.name in seen:
-            raise UserError(
-                f"{raw.where}: the problem {row.name!r} stands at {seen[row.name]} already; remove one"
-            )
+            raise UserError(f"{raw.where}: the problem {row.name!r} stands at {seen[row.name]} already; remove one")
         seen[row.name] = raw.where
         yield make_problem(raw.split or _draw_split(row.name, seed, validation_fraction), row, "codecontests")
 
 
-def mini(
-    n_solutions: int, seed: int, workers: int | None, on_progress: Callable[[int], None]
-) -> Iterator[Problem]:
+def mini(n_solutions: int, seed: int, workers: int | None, on_progress: Callable[[int], None]) -> Iterator[Problem]:
     """The embedded problems, from `wmtp_jax.data.mini`."""
     from wmtp_jax.data.mini import generate
 
@@ -187,9 +183,7 @@ def _from_flat_form(fields: Any) -> Any:
     if not isinstance(fields, dict) or "solution_py3" not in fields:
         return fields
     tests = fields.get("tests", [])
-    if not isinstance(tests, list) or not all(
-        isinstance(t, dict) and {"input", "output"} <= t.keys() for t in tests
-    ):
+    if not isinstance(tests, list) or not all(isinstance(t, dict) and {"input", "output"} <= t.keys() for t in tests):
         tests = []
     return {
         "name": fields.get("id"),
@@ -238,8 +232,7 @@ def _is_data_file(path: Path) -> bool:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[Any, str]]:
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as file:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
@@ -257,9 +250,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[Any, str]]:
     try:
         with pq.ParquetFile(path) as file:
             columns = [name for name in wanted if name in file.schema_arrow.names]
-            missing = [
-                n for n, f in CodeContestsRow.model_fields.items() if f.is_required() and n not in columns
-            ]
+            missing = [n for n, f in CodeContestsRow.model_fields.items() if f.is_required() and n not in columns]
             if missing:
                 raise UserError(
                     f"{path}: the column {missing[0]!r} is missing; found {', '.join(file.schema_arrow.names)}. "
@@ -272,6 +263,4 @@ def _read_parquet(path: Path) -> Iterator[tuple[Any, str]]:
                     number += 1
                     yield {k: v for k, v in fields.items() if v is not None}, f"{path} row {number}"
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{path}: damaged Parquet ({str(error).splitlines()[0]}); download it again"
-        ) from error
+        raise UserError(f"{path}: damaged Parquet ({str(error).splitlines()[0]}); download it again") from error

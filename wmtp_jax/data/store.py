@@ -128,9 +128,7 @@ def create_dataset(directory: Path, overwrite: bool) -> Iterator[Writer]:
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise UserError(
-            f"{directory}: cannot be written ({error.strerror}); give another --output"
-        ) from error
+        raise UserError(f"{directory}: cannot be written ({error.strerror}); give another --output") from error
     writer = Writer(partial)
     try:
         yield writer
@@ -225,7 +223,7 @@ class _Index:
 
     def save(self, path: Path) -> None:
         temporary = path.with_suffix(".index.partial.npz")
-        np.savez(temporary, **self.arrays())
+        np.savez(temporary, allow_pickle=False, **self.arrays())
         temporary.replace(_index_path(path))
 
 

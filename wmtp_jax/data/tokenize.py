@@ -65,9 +65,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             "tokenizer_config.json"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"{directory}: the tokenizer has no end-of-sequence token; set eos_token in its config"
-        )
+        raise UserError(f"{directory}: the tokenizer has no end-of-sequence token; set eos_token in its config")
     return tokenizer
 
 
@@ -118,9 +116,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
     return [bos + ids for ids in _encode(tokenizer, texts)]
 
 
-def encode_examples(
-    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
-) -> list[TokenizedExample]:
+def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[TokenizedExample]:
     """Tokenises prompt and response apart, so that the boundary is exact for every tokenizer.
 
     The tokens before the boundary are the very ones that generation starts from, and what follows them

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def mtp_targets(
-    tokens_BS: Array, segment_ids_BS: Array, loss_mask_BS: Array, n_heads: int
-) -> tuple[Array, Array]:
+def mtp_targets(tokens_BS: Array, segment_ids_BS: Array, loss_mask_BS: Array, n_heads: int) -> tuple[Array, Array]:
     """Targets of head k = 1..n: the token k places ahead.
 
     Args:

@@ -7,7 +7,7 @@ model directory; `wmtp_jax.config` checks their types, this module what they mea
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 
 def _about(description: str, default: Any = dataclasses.MISSING) -> Any:
@@ -41,7 +41,7 @@ class ModelConfig:
     rope_theta: float = _about("base of the rotary frequencies", 10000.0)
 
     # Read by pydantic where a settings file is checked: an unknown key is an error there too.
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -51,9 +51,7 @@ class ModelConfig:
         if self.dim % self.n_heads:
             raise ValueError(f"dim {self.dim} is not a multiple of n_heads {self.n_heads}")
         if self.head_dim % 2:
-            raise ValueError(
-                f"dim / n_heads is {self.head_dim}; rotary positions pair elements, so it must be even"
-            )
+            raise ValueError(f"dim / n_heads is {self.head_dim}; rotary positions pair elements, so it must be even")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.n_future_tokens >= self.n_layers:

@@ -70,9 +70,7 @@ class Attention(nnx.Module):
         k_BSKH = apply_rotary(self.wk(x_BSD).reshape(B, S, -1, self.head_dim), *rotary)
         v_BSKH = self.wv(x_BSD).reshape(B, S, -1, self.head_dim)
         # A row that is one document needs no mask array: the kernel knows "causal".
-        out_BSNH = jax.nn.dot_product_attention(
-            q_BSNH, k_BSKH, v_BSKH, mask=mask_B1SS, is_causal=mask_B1SS is None
-        )
+        out_BSNH = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=mask_B1SS, is_causal=mask_B1SS is None)
         return self.wo(out_BSNH.reshape(B, S, -1))
 
 

@@ -57,9 +57,7 @@ class MTPTransformer(nnx.Module):
         self.norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
         self.output = linear(config.dim, config.vocab_size, rngs, **dtypes)
 
-    def __call__(
-        self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None
-    ) -> Array:
+    def __call__(self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None) -> Array:
         """Logits (B, S, n, V) float32.
 
         Args:
@@ -84,9 +82,7 @@ class MTPTransformer(nnx.Module):
         x_BSD = shard_batch(jnp.take(table_VD, tokens_BS, axis=0))
         return self._run(self.trunk, x_BSD, self._context(tokens_BS, segment_ids_BS))
 
-    def head_hidden(
-        self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None
-    ) -> Array:
+    def head_hidden(self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None) -> Array:
         """Normed hidden states of the heads (B, S, n, D): the input of the output matrix."""
         trunk_BSD = self.trunk_hidden(tokens_BS, segment_ids_BS)
         context = self._context(tokens_BS, segment_ids_BS)

@@ -1,8 +1,8 @@
 """Checkpoints of a run, by Orbax: ``<run directory>/checkpoints/<step>/``.
 
 A step holds three items: ``params`` (as in a model directory), ``optimizer`` (its state and the step)
-and ``progress`` (JSON: tokens and seconds so far); Orbax keeps the validation metrics beside them. The order of the data and all
-randomness follow from the settings and the step, so a resume needs nothing else.
+and ``progress`` (JSON: tokens and seconds so far); Orbax keeps the validation metrics beside them. The
+order of the data and all randomness follow from the settings and the step, so a resume needs nothing else.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def fit(run: Run) -> dict[str, Any]:
     mesh = make_mesh(settings.runtime.mesh.shape)
     saved = claim_directory(run)
     first_step, last_step = (saved[-1] if saved else 0), schedule.last_step
-    assert last_step is not None and schedule.total_steps is not None  # the data set is at hand
+    assert last_step is not None  # the data set is at hand
     started = time.perf_counter()
     with (
         jax.set_mesh(mesh),
@@ -268,7 +268,7 @@ def unigram_cross_entropy(run: Run) -> list[float]:
     seen = np.bincount(run.train.tokens[run.train.loss_mask], minlength=run.config.vocab_size) + 1
     cost = -np.log(seen / seen.sum())
     n_heads = run.config.n_future_tokens
-    targets, valid = (np.asarray(x) for x in mtp_targets(*(jnp.asarray(x) for x in run.validation), n_heads))
+    targets, valid = map(np.asarray, mtp_targets(*run.validation, n_heads))
     return [float(cost[targets[..., k][valid[..., k]]].mean()) for k in range(n_heads)]
 
 

@@ -27,9 +27,7 @@ def make_optimizer(settings: TrainingSettings, schedule: optax.Schedule) -> opta
 
     def decayed(params: optax.Params) -> optax.Params:
         """Weight decay shrinks matrices; the scale of a norm has no direction to shrink to."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: not parameter_name(path).endswith("scale"), params
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, _: not parameter_name(path).endswith("scale"), params)
 
     return optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),

@@ -5,8 +5,10 @@ All input is checked here, before anything is written.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
+import math
 import platform
 import shutil
 from dataclasses import dataclass
@@ -35,8 +37,17 @@ from wmtp_jax.training.stages import Stage
 SETTINGS_FILE, RUN_FILE = "settings.yaml", "run.json"
 
 # What may differ when a run is continued: it changes neither the updates nor their order.
-_FREE = ("training.max_steps", "checkpoint.", "tracking.", "runtime.mesh.", "runtime.compilation_cache")
-_FREE += ("experiment.description", "dataset.path", "model.path", "model.tokenizer")
+_FREE = (
+    "training.max_steps",
+    "checkpoint.",
+    "tracking.",
+    "runtime.mesh.",
+    "runtime.compilation_cache",
+    "experiment.description",
+    "dataset.path",
+    "model.path",
+    "model.tokenizer",
+)
 
 
 @dataclass(frozen=True)
@@ -48,22 +59,22 @@ class Schedule:
       rows_per_step: rows of one update, all devices and micro-batches together.
       tokens_per_step: its tokens, padding included.
       rows: rows in one epoch; None if the data set is not at hand and n_samples not set.
+      exact: False if `rows` is an upper bound (one sample a row), because the data set is not at hand.
       steps_per_epoch: updates in one epoch, a fraction.
       total_steps: updates in n_epochs; what the learning-rate schedule spans.
       last_step: where training ends: total_steps, or max_steps if that is less.
       save_steps: updates after which the run validates and saves, ascending; the last one is last_step.
-      exact: False if `rows` is an upper bound (one sample a row), because the data set is not at hand.
     """
 
     devices: int
     rows_per_step: int
     tokens_per_step: int
     rows: int | None
-    steps_per_epoch: float | None
-    total_steps: int | None
-    last_step: int | None
-    save_steps: tuple[int, ...]
     exact: bool
+    steps_per_epoch: float | None = None
+    total_steps: int | None = None
+    last_step: int | None = None
+    save_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,24 +119,23 @@ def plan_schedule(settings: Settings, rows: int | None, exact: bool) -> Schedule
     if -1 in mesh:  # sizes that are all given can be planned on a machine with other devices
         mesh = resolve_mesh(settings)
     rows_per_step = training.batch_size * training.gradient_accumulation_steps * mesh[0] * mesh[1]
-    sizes: dict[str, Any] = {
-        "devices": mesh[0] * mesh[1] * mesh[2],
-        "rows_per_step": rows_per_step,
-        "tokens_per_step": rows_per_step * settings.dataset.max_length,
-        "rows": rows,
-        "exact": exact,
-    }
+    schedule = Schedule(
+        devices=math.prod(mesh),
+        rows_per_step=rows_per_step,
+        tokens_per_step=rows_per_step * settings.dataset.max_length,
+        rows=rows,
+        exact=exact,
+    )
     if rows is None:
-        unknown = dict.fromkeys(("steps_per_epoch", "total_steps", "last_step"))
-        return Schedule(**sizes, **unknown, save_steps=())
+        return schedule
     per_epoch = rows / rows_per_step
     total = count_steps(rows, training.n_epochs, rows_per_step)
     last = min(total, training.max_steps or total)
     every = checkpoint.save_every_steps or (checkpoint.save_checkpoint_every or 0) * per_epoch
     saves = {round(every * k) for k in range(1, int(last / every) + 1)} if every else set()
     saves = {step for step in saves if 0 < step < last} | {last}
-    return Schedule(
-        **sizes, steps_per_epoch=per_epoch, total_steps=total, last_step=last, save_steps=tuple(sorted(saves))
+    return dataclasses.replace(
+        schedule, steps_per_epoch=per_epoch, total_steps=total, last_step=last, save_steps=tuple(sorted(saves))
     )
 
 
@@ -195,6 +205,32 @@ def build_run(stage: Stage, settings: Settings) -> Run:
     )
 
 
+def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule, list[str]]:
+    """Architecture and sizes of a run for ``--dry-run``, also where model or data are not at hand yet.
+
+    Returns:
+      The architecture, the sizes, and what is missing (one sentence each).
+
+    Raises:
+      UserError: what is at hand does not fit, or there is no architecture to count.
+    """
+    missing = []
+    if settings.model.path is not None and not settings.model.path.exists():
+        missing.append(f"the model is not at {settings.model.path}")
+    if not settings.dataset.path.exists():
+        missing.append(f"the data set is not at {settings.dataset.path}")
+    if not missing:
+        run = build_run(stage, settings)
+        return run.config, run.schedule, missing
+    config = settings.model.architecture
+    if settings.model.path is None or settings.model.path.exists():
+        config, _ = find_architecture(settings)
+    if config is None:
+        raise UserError(f"{missing[0]}, and model.architecture is not set: there is nothing to count")
+    # One sample a row: exact without packing (unless some are too long), an upper bound with it.
+    return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), missing
+
+
 def claim_directory(run: Run) -> list[int]:
     """Makes the run directory, or checks that it is this run's; returns the steps saved in it.
 
@@ -207,9 +243,7 @@ def claim_directory(run: Run) -> list[int]:
         raise UserError(f"{directory}: is a file; checkpoint.save_dir must be a folder of its own")
     is_run = (directory / SETTINGS_FILE).is_file() and (directory / RUN_FILE).is_file()
     if directory.is_dir() and any(directory.iterdir()) and not is_run:
-        raise UserError(
-            f"{directory}: holds files, but no run; name an empty or new folder as checkpoint.save_dir"
-        )
+        raise UserError(f"{directory}: holds files, but no run; name an empty or new folder as checkpoint.save_dir")
     steps = saved_steps(directory)
     if is_run and steps:
         _check_same_run(run)
@@ -261,9 +295,7 @@ def _write_run_files(run: Run) -> None:
         (directory / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
         (directory / SETTINGS_FILE).write_text(as_yaml(run.settings))
     except OSError as error:
-        raise UserError(
-            f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir"
-        ) from error
+        raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error
 
 
 def discard_unstarted(directory: Path) -> None:

@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
       opt_state: state of the optimizer.
     """
 
-    step: Array
+    step: Any  # Array; also a shape or a placement in a tree of those
     params: Any
     opt_state: Any
 
@@ -51,9 +51,12 @@ def make_train_step(
     equals that of one batch of A x B rows even where micro-batches hold different numbers of targets.
     """
 
+    def targets(rows: Rows) -> tuple[Array, Array]:
+        return mtp_targets(rows.tokens, rows.segment_ids, rows.loss_mask, n_heads)
+
     def micro_loss(params: Any, rows: Rows, counts_n: Array) -> tuple[Array, Array]:
         model = nnx.merge(graphdef, params)
-        targets_BSn, valid_BSn = mtp_targets(*rows, n_heads)
+        targets_BSn, valid_BSn = targets(rows)
         hidden_BSnD = model.head_hidden(rows.tokens, rows.segment_ids)
         ce_BSn = token_cross_entropy(hidden_BSnD, model.output_kernel, targets_BSn)
         weights_BSn = jax.lax.stop_gradient(stage.weights(ce_BSn, valid_BSn))
@@ -61,13 +64,11 @@ def make_train_step(
         return loss, head_sums(ce_BSn, jnp.ones_like(ce_BSn), valid_BSn)
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
-        _, valid_ABSn = jax.vmap(lambda *r: mtp_targets(*r, n_heads))(*rows)
+        _, valid_ABSn = jax.vmap(targets)(rows)
         counts_n = head_counts(valid_ABSn.reshape(-1, *valid_ABSn.shape[2:]))
 
         def accumulate(total: Any, micro: Rows) -> tuple[Any, None]:
-            (loss, sums_n), grads = jax.value_and_grad(micro_loss, has_aux=True)(
-                state.params, micro, counts_n
-            )
+            (loss, sums_n), grads = jax.value_and_grad(micro_loss, has_aux=True)(state.params, micro, counts_n)
             return jax.tree.map(jnp.add, total, (loss, sums_n, grads)), None
 
         if rows.tokens.shape[0] == 1:  # nothing to sum: no second copy of the gradients
@@ -92,9 +93,7 @@ def make_train_step(
     return step
 
 
-def make_eval_step(
-    graphdef: nnx.GraphDef[MTPTransformer], n_heads: int
-) -> Callable[[Any, Rows], tuple[Array, Array]]:
+def make_eval_step(graphdef: nnx.GraphDef[MTPTransformer], n_heads: int) -> Callable[[Any, Rows], tuple[Array, Array]]:
     """Validation of one batch: ``(params, rows (B, S)) -> (sums_n, counts_n)`` of unweighted losses."""
 
     def step(params: Any, rows: Rows) -> tuple[Array, Array]:

@@ -142,17 +142,11 @@ class MlflowRun:
         name = self._settings.tracking.experiment
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            home = (
-                {"artifact_location": (self._directory / "artifacts").resolve().as_uri()}
-                if self.is_local
-                else {}
-            )
+            home = {"artifact_location": (self._directory / "artifacts").resolve().as_uri()} if self.is_local else {}
             experiment_id = client.create_experiment(name, **home)
         else:
             experiment_id = experiment.experiment_id
         tags = {"wmtp.stage": self._stage}
         if self._settings.experiment.description:
             tags["mlflow.note.content"] = self._settings.experiment.description
-        return client.create_run(
-            experiment_id, run_name=self._settings.experiment.name, tags=tags
-        ).info.run_id
+        return client.create_run(experiment_id, run_name=self._settings.experiment.name, tags=tags).info.run_id

@@ -189,10 +189,7 @@ def _make_problem(job: tuple[str, str, int, int, int]) -> tuple[str, dict[str, A
     row = {
         "name": f"mini_{name}_{number}",
         "description": description,
-        **{
-            key: {"input": [t[0] for t in group], "output": [t[1] for t in group]}
-            for key, group in groups.items()
-        },
+        **{key: {"input": [t[0] for t in group], "output": [t[1] for t in group]} for key, group in groups.items()},
         "source": 0,
         "difficulty": family.difficulty,
         "cf_rating": 0,
@@ -228,9 +225,7 @@ def _write_programs(
                 continue
             if passes(program, tests) != is_correct:
                 if is_correct:
-                    raise RuntimeError(
-                        f"family {family.name}, {params}: this solution fails a test:\n{program}"
-                    )
+                    raise RuntimeError(f"family {family.name}, {params}: this solution fails a test:\n{program}")
                 continue
             programs.append(program)
             if len(programs) == wanted:
@@ -272,11 +267,7 @@ class _Decide(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         self.generic_visit(node)
         left, right, sign = node.left, node.comparators[0], node.ops[0]
-        if (
-            len(node.ops) > 1
-            or not isinstance(sign, ast.Eq | ast.NotEq)
-            or not isinstance(right, ast.Constant)
-        ):
+        if len(node.ops) > 1 or not isinstance(sign, ast.Eq | ast.NotEq) or not isinstance(right, ast.Constant):
             return node
         if isinstance(left, ast.Constant) and isinstance(left.value, str):
             return ast.Constant((left.value == right.value) == isinstance(sign, ast.Eq))
@@ -306,7 +297,10 @@ class _Decide(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
-        return {True: node.body, False: node.orelse, None: node}[_decided(node.test)]
+        known = _decided(node.test)
+        if known is None:
+            return node
+        return node.body if known else node.orelse
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         self.generic_visit(node)

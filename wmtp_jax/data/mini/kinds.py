@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from wmtp_jax.data.mini.generator import Kind
@@ -80,8 +80,7 @@ GRID = Kind(
     lambda g: f"{len(g)} {len(g[0])}\n" + "".join(" ".join(map(str, row)) + "\n" for row in g),
     (
         "n, m = map(int, input().split())\ng = [list(map(int, input().split())) for _ in range(n)]",
-        "n, m = map(int, input().split())\ng = []\n"
-        "for _ in range(n):\n    g.append(list(map(int, input().split())))",
+        "n, m = map(int, input().split())\ng = []\nfor _ in range(n):\n    g.append(list(map(int, input().split())))",
     ),
 )
 PAIRS = Kind(
@@ -92,13 +91,21 @@ PAIRS = Kind(
     lambda p: f"{len(p)}\n" + "".join(f"{u} {z}\n" for u, z in p),
     (
         "n = int(input())\np = [tuple(map(int, input().split())) for _ in range(n)]",
-        "n = int(input())\np = []\n"
-        "for _ in range(n):\n    u, z = map(int, input().split())\n    p.append((u, z))",
+        "n = int(input())\np = []\nfor _ in range(n):\n    u, z = map(int, input().split())\n    p.append((u, z))",
     ),
 )
 
+# Ways to sum up a list, by the words of a task.
+SUMMARIES: dict[str, Callable[[Any], Any]] = {
+    "sum": sum,
+    "total": sum,
+    "largest": max,
+    "smallest": min,
+    "number": len,
+}
 
-def choices(**options: Sequence[Any]) -> list[dict[str, Any]]:
+
+def choices(**options: Iterable[Any]) -> list[dict[str, Any]]:
     """Every combination of the options, as parameters."""
     result: list[dict[str, Any]] = [{}]
     for name, values in options.items():
@@ -124,9 +131,7 @@ def numbers(rng: random.Random, low: int, high: int, edges: Sequence[int] = ()) 
     return [(n,) for n in (*edges, *(rng.randint(low, high) for _ in range(8)))]
 
 
-def pairs(
-    rng: random.Random, low: int, high: int, edges: Sequence[tuple[int, int]] = ()
-) -> list[tuple[int, int]]:
+def pairs(rng: random.Random, low: int, high: int, edges: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]]:
     """Cases of kind TWO: the edges, then random pairs."""
     return [*edges, *((rng.randint(low, high), rng.randint(low, high)) for _ in range(8))]
 

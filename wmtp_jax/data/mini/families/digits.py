@@ -3,7 +3,7 @@
 import math
 
 from wmtp_jax.data.mini.generator import Family
-from wmtp_jax.data.mini.kinds import INT, TWO, choices, numbers, pairs, yes
+from wmtp_jax.data.mini.kinds import INT, SUMMARIES, TWO, choices, numbers, pairs, yes
 
 
 def _right_sides(z: int) -> list[tuple[int, int]]:
@@ -29,9 +29,7 @@ FAMILIES = (
         difficulty=1,
         tags=("math",),
         kind=INT,
-        params=choices(
-            base=(2, 3, 4, 5, 6, 7, 8, 9, 10), word=("sum", "largest", "number", "product of nonzero")
-        ),
+        params=choices(base=(2, 3, 4, 5, 6, 7, 8, 9, 10), word=("sum", "largest", "number", "product of nonzero")),
         tasks=(
             "Write n in base <base>. Find the <word> of its digits.",
             "Look at the digits of n in base <base> and find their <word>.",
@@ -165,9 +163,7 @@ FAMILIES = (
             r, 1, 24, [*_right_sides(p["z"]), (1, 1), (1, p["z"] - 1), (p["z"], p["z"]), (p["z"] + 1, 1)]
         ),
         reference=lambda p, x, y: (
-            lambda b: yes(
-                b[0] + b[1] > b[2] if p["word"] == "triangle" else b[0] ** 2 + b[1] ** 2 == b[2] ** 2
-            )
+            lambda b: yes(b[0] + b[1] > b[2] if p["word"] == "triangle" else b[0] ** 2 + b[1] ** 2 == b[2] ** 2)
         )(sorted((x, y, p["z"]))),
         solutions=(
             """
@@ -220,4 +216,4 @@ def _digits(p: dict, n: int) -> int:
         n //= p["base"]
     if p["word"] == "product of nonzero":
         return math.prod(d for d in digits if d)
-    return {"sum": sum, "largest": max, "number": len}[p["word"]](digits)
+    return SUMMARIES[p["word"]](digits)

@@ -143,9 +143,7 @@ FAMILIES = (
         difficulty=3,
         tags=("number theory",),
         kind=TWO,
-        params=[
-            _details_of_primes_between(p) for p in choices(what=("count", "sum", "largest"), d=range(2, 13))
-        ],
+        params=[_details_of_primes_between(p) for p in choices(what=("count", "sum", "largest"), d=range(2, 13))],
         tasks=(
             "Consider the primes p with x <= p <= y and p not less than <d>. Give their <what>.",
             ("Among the prime numbers from x to y (both ends count) that are at least <d>, find the <what>."),
@@ -154,9 +152,7 @@ FAMILIES = (
             "Print it, or 0 if there is no such prime.",
             "Output one integer (0 without any prime).",
         ),
-        cases=lambda r, p: [
-            (min(c), max(c)) for c in pairs(r, 0, 60, [(0, 3), (2, 2), (4, 4), (1, 13), (9, 25)])
-        ],
+        cases=lambda r, p: [(min(c), max(c)) for c in pairs(r, 0, 60, [(0, 3), (2, 2), (4, 4), (1, 13), (9, 25)])],
         reference=lambda p, x, y: _primes(p, x, y),
         solutions=(
             """
@@ -218,9 +214,7 @@ FAMILIES = (
         ),
         cases=lambda r, p: numbers(r, 1, 150, [1, p["u"], p["z"], p["u"] * p["z"]]),
         reference=lambda p, n: sum(
-            v
-            for v in range(1, n + 1)
-            if ((v % p["u"] == 0) + (v % p["z"] == 0)) >= (1 if p["word"] == "or" else 2)
+            v for v in range(1, n + 1) if ((v % p["u"] == 0) + (v % p["z"] == 0)) >= (1 if p["word"] == "or" else 2)
         ),
         solutions=(
             """

@@ -41,9 +41,7 @@ FAMILIES = (
         difficulty=1,
         tags=("strings",),
         kind=STR,
-        params=choices(
-            group=("aeiou", "xyz", "abc", "qwerty", "aei", "mnop"), word=("in", "not in"), d=range(0, 5)
-        ),
+        params=choices(group=("aeiou", "xyz", "abc", "qwerty", "aei", "mnop"), word=("in", "not in"), d=range(0, 5)),
         tasks=(
             "Count the letters of s that are <word> the set <group>. Add <d>.",
             "How many characters of s are <word> '<group>'? Give that number plus <d>.",
@@ -90,19 +88,14 @@ FAMILIES = (
         params=choices(drop=(*LETTERS, "none"), d=(1, 2, 3, 4, 5, 6)),
         tasks=(
             "Remove every letter '<drop>' from s. Is the rest a palindrome of at least <d> letters?",
-            (
-                "Ignore all '<drop>' in s. Does what remains read the same backwards, and has it <d> letters "
-                "or more?"
-            ),
+            ("Ignore all '<drop>' in s. Does what remains read the same backwards, and has it <d> letters or more?"),
         ),
         output=(
             "Print YES or NO.",
             "Output YES or NO.",
         ),
         cases=lambda r, p: [
-            *strings(
-                r, "ab", ["a", "ab", "aba", "abba", p["drop"][0], "aa" + p["drop"][0], "abcdcba"], at_most=5
-            ),
+            *strings(r, "ab", ["a", "ab", "aba", "abba", p["drop"][0], "aa" + p["drop"][0], "abcdcba"], at_most=5),
             ("a" * p["d"],),
             ("ba" * (p["d"] - 1) + "b",),
             ("a" * (p["d"] - 1) or "b",),
@@ -210,10 +203,7 @@ FAMILIES = (
             )
         ],
         tasks=(
-            (
-                "Which letter occurs <what> often in s (at least <d> times)? Of several take the <tie>. Give "
-                "the <show>."
-            ),
+            ("Which letter occurs <what> often in s (at least <d> times)? Of several take the <tie>. Give the <show>."),
             (
                 "Among letters that occur <d> times or more find the one that occurs <what> often; ties go "
                 "to the alphabetically <tie>. Give the <show>."
@@ -290,8 +280,7 @@ FAMILIES = (
         ),
         cases=lambda r, p: strings(r, LETTERS, ["a", "ab", "abc", "abcde" * 2, "abcd"], at_most=14),
         reference=lambda p, s: "".join(
-            p["c"] if ((i + 1) if p["start"] == "first" else len(s) - i) % p["k"] == 0 else v
-            for i, v in enumerate(s)
+            p["c"] if ((i + 1) if p["start"] == "first" else len(s) - i) % p["k"] == 0 else v for i, v in enumerate(s)
         ),
         solutions=(
             """
@@ -343,9 +332,7 @@ FAMILIES = (
         kind=TWO_STR,
         params=[
             _details_of_anagram(p)
-            for p in choices(
-                d=range(0, 8), what=("letters", "vowels", "consonants", "letters after the first")
-            )
+            for p in choices(d=range(0, 8), what=("letters", "vowels", "consonants", "letters after the first"))
         ],
         tasks=(
             (

@@ -24,18 +24,11 @@ FAMILIES = (
         tags=("implementation",),
         kind=LIST,
         params=[
-            _details_of_longest_run(p)
-            for p in choices(what=("equal", "increasing", "decreasing"), d=range(0, 10))
+            _details_of_longest_run(p) for p in choices(what=("equal", "increasing", "decreasing"), d=range(0, 10))
         ],
         tasks=(
-            (
-                "Find the length of the longest run of neighbouring numbers that is strictly <what>. Add <d> "
-                "to it."
-            ),
-            (
-                "A run is a stretch of neighbours that are <what> (strictly). Report the longest run's "
-                "length plus <d>."
-            ),
+            ("Find the length of the longest run of neighbouring numbers that is strictly <what>. Add <d> to it."),
+            ("A run is a stretch of neighbours that are <what> (strictly). Report the longest run's length plus <d>."),
         ),
         output=(
             "Print one integer.",
@@ -102,9 +95,7 @@ FAMILIES = (
             "Output the numbers separated by spaces.",
         ),
         cases=lambda r, p: lists(r, 1, 20, [[7], [1, 2], [1, 2, 3], list(range(1, 10))]),
-        reference=lambda p, a: (lambda z: a[z:] + a[:z])(
-            (p["k"] if p["way"] == "left" else -p["k"]) % len(a)
-        ),
+        reference=lambda p, a: (lambda z: a[z:] + a[:z])((p["k"] if p["way"] == "left" else -p["k"]) % len(a)),
         solutions=(
             """
             k = <k> % n
@@ -201,19 +192,14 @@ FAMILIES = (
         kind=LIST,
         params=choices(m=range(2, 17), way=("rising", "falling")),
         tasks=(
-            (
-                "Sort the numbers by their remainder modulo <m>, <way>; equal remainders by the number "
-                "itself, rising."
-            ),
+            ("Sort the numbers by their remainder modulo <m>, <way>; equal remainders by the number itself, rising."),
             "Order by the remainder modulo <m> (<way>), and among equal remainders from small to large.",
         ),
         output=(
             "Print the sorted list.",
             "Output the numbers separated by spaces.",
         ),
-        cases=lambda r, p: lists(
-            r, 1, 3 * p["m"], [[4], [p["m"], 1], [p["m"] + 1, 1], [5, 4, 3, 2, 1]], at_most=8
-        ),
+        cases=lambda r, p: lists(r, 1, 3 * p["m"], [[4], [p["m"], 1], [p["m"] + 1, 1], [5, 4, 3, 2, 1]], at_most=8),
         reference=lambda p, a: sorted(a, key=lambda v: (v % p["m"] * (1 if p["way"] == "rising" else -1), v)),
         solutions=(
             """

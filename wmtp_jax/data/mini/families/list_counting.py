@@ -13,10 +13,7 @@ def _holds(sign: str, value: int, bound: int) -> bool:
 def _signs(**options) -> list[dict]:
     """Choices with a comparison in words, its sign, and the sign a careless author writes."""
     slip = {">": ">=", "<": "<=", ">=": ">", "<=": "<"}
-    return [
-        {**c, "sign": COMPARE[c["cmp"]], "slip": slip[COMPARE[c["cmp"]]]}
-        for c in choices(cmp=COMPARE, **options)
-    ]
+    return [{**c, "sign": COMPARE[c["cmp"]], "slip": slip[COMPARE[c["cmp"]]]} for c in choices(cmp=COMPARE, **options)]
 
 
 def _details_of_mean_bound(p: dict) -> dict:
@@ -47,9 +44,7 @@ FAMILIES = (
             "Print the sum, 0 if there are none.",
             "Output one number: the sum (0 when nothing is kept).",
         ),
-        cases=lambda r, p: lists(
-            r, p["b"] - 6, p["b"] + 6, [[p["b"]], [p["b"] - 1, p["b"] + 1], [p["b"]] * 3]
-        ),
+        cases=lambda r, p: lists(r, p["b"] - 6, p["b"] + 6, [[p["b"]], [p["b"] - 1, p["b"] + 1], [p["b"]] * 3]),
         reference=lambda p, a: sum(v for v in a if _holds(p["sign"], v, p["b"])),
         solutions=(
             """
@@ -92,9 +87,7 @@ FAMILIES = (
             "Print the count.",
             "Output how many there are.",
         ),
-        cases=lambda r, p: lists(
-            r, p["b"] - 5, p["b"] + 5, [[p["b"]], [p["b"], p["b"] + 1, p["b"] - 1], [p["b"]] * 4]
-        ),
+        cases=lambda r, p: lists(r, p["b"] - 5, p["b"] + 5, [[p["b"]], [p["b"], p["b"] + 1, p["b"] - 1], [p["b"]] * 4]),
         reference=lambda p, a: sum(_holds(p["sign"], v, p["b"]) for v in a),
         solutions=(
             """
@@ -139,9 +132,7 @@ FAMILIES = (
             "Print the count.",
             "Output one integer.",
         ),
-        cases=lambda r, p: lists(
-            r, 0, 4 * p["k"], [[0], [p["k"]], [1, p["k"] + 1, 2 * p["k"]], [p["k"]] * 3]
-        ),
+        cases=lambda r, p: lists(r, 0, 4 * p["k"], [[0], [p["k"]], [1, p["k"] + 1, 2 * p["k"]], [p["k"]] * 3]),
         reference=lambda p, a: sum((v % p["k"] == 0) == (p["word"] == "divisible by") for v in a),
         solutions=(
             """
@@ -232,9 +223,9 @@ FAMILIES = (
             "Output one integer; each remainder counts at most once.",
         ),
         cases=lambda r, p: lists(r, 0, 3 * p["m"], [[1], [0, p["m"]], [1, p["m"] + 1, 2], [3, 3, 3]]),
-        reference=lambda p, a: (
-            lambda b: len([v for v in set(b) if p["word"] == "distinct" or b.count(v) > 1])
-        )([v % p["m"] for v in a]),
+        reference=lambda p, a: (lambda b: len([v for v in set(b) if p["word"] == "distinct" or b.count(v) > 1]))(
+            [v % p["m"] for v in a]
+        ),
         solutions=(
             """
             b = [v % <m> for v in a]
@@ -293,8 +284,7 @@ FAMILIES = (
             r, 1, 9, [[5], [1, 2, 3, 4, 5, 6, 7, 8, 9], [9] * p["step"], [3] * (p["step"] + 1)], at_most=12
         ),
         reference=lambda p, a: (
-            p["m"]
-            * sum(v * (1 if (i // p["step"]) % 2 == (p["start"] == "minus") else -1) for i, v in enumerate(a))
+            p["m"] * sum(v * (1 if (i // p["step"]) % 2 == (p["start"] == "minus") else -1) for i, v in enumerate(a))
         ),
         solutions=(
             """
@@ -340,9 +330,7 @@ FAMILIES = (
         kind=LIST,
         params=[
             _details_of_prefix_sums(p)
-            for p in choices(
-                sign=("sum", "product"), mod=(7, 9, 10, 11, 13, 16, 17, 19, 20, 21, 23, 25, 29, 31, 37)
-            )
+            for p in choices(sign=("sum", "product"), mod=(7, 9, 10, 11, 13, 16, 17, 19, 20, 21, 23, 25, 29, 31, 37))
         ],
         tasks=(
             "For every position give the <sign> of all numbers up to it, modulo <mod>.",

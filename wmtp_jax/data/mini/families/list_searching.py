@@ -303,8 +303,7 @@ FAMILIES = (
             )
         ],
         reference=lambda p, a, k: (
-            (max if p["what"] == "largest" else min)(sum(a[i : i + k]) for i in range(len(a) - k + 1))
-            + p["d"]
+            (max if p["what"] == "largest" else min)(sum(a[i : i + k]) for i in range(len(a) - k + 1)) + p["d"]
         ),
         solutions=(
             """

@@ -1,7 +1,7 @@
 """Lists of pairs: intervals, prices, sides."""
 
 from wmtp_jax.data.mini.generator import Family
-from wmtp_jax.data.mini.kinds import PAIRS, choices
+from wmtp_jax.data.mini.kinds import PAIRS, SUMMARIES, choices
 
 
 def _pair_lists(r, low, high, edges=(), ordered=False):
@@ -264,9 +264,7 @@ FAMILIES = (
         kind=PAIRS,
         params=[
             _details_of_rectangles(p)
-            for p in choices(
-                what=("area", "perimeter"), pick=("largest", "smallest", "total"), low=range(1, 8)
-            )
+            for p in choices(what=("area", "perimeter"), pick=("largest", "smallest", "total"), low=range(1, 8))
         ],
         tasks=(
             (
@@ -364,4 +362,4 @@ def _buy(p: dict, items: list[tuple[int, int]]) -> int:
 
 def _sizes(p: dict, sides: list[tuple[int, int]]) -> int:
     sizes = [u * z if p["what"] == "area" else 2 * (u + z) for u, z in sides if min(u, z) >= p["low"]]
-    return {"largest": max, "smallest": min, "total": sum}[p["pick"]](sizes) if sizes else 0
+    return SUMMARIES[p["pick"]](sizes) if sizes else 0

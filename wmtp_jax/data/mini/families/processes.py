@@ -231,9 +231,7 @@ FAMILIES = (
             p["h"] * p["m"],
             [(0, 0), (p["m"] - 1, 1), (p["h"] * p["m"] - 1, 1), (p["m"], p["h"] * p["m"])],
         ),
-        reference=lambda p, x, y: (
-            (x + y) % (p["h"] * p["m"]) // p["m"] if p["what"] == "hours" else (x + y) % p["m"]
-        ),
+        reference=lambda p, x, y: (x + y) % (p["h"] * p["m"]) // p["m"] if p["what"] == "hours" else (x + y) % p["m"],
         solutions=(
             """
             total = (x + y) % (<h> * <m>)

@@ -1,7 +1,7 @@
 """Tables of numbers."""
 
 from wmtp_jax.data.mini.generator import Family
-from wmtp_jax.data.mini.kinds import GRID, choices
+from wmtp_jax.data.mini.kinds import GRID, SUMMARIES, choices
 
 FOUR = "[(-1, 0), (1, 0), (0, -1), (0, 1)]"
 EIGHT = "[(u, z) for u in (-1, 0, 1) for z in (-1, 0, 1) if u or z]"
@@ -60,9 +60,7 @@ FAMILIES = (
         ),
         cases=lambda r, p: _grids(r, -5, 9, [[[4]], [[1, 2, 3]], [[1], [2]], [[-1, -2], [-3, -4]]]),
         reference=lambda p, g: (
-            (max if p["what"] == "largest" else min)(
-                map(sum, g if p["line"] == "row" else zip(*g, strict=True))
-            )
+            (max if p["what"] == "largest" else min)(map(sum, g if p["line"] == "row" else zip(*g, strict=True)))
             + p["d"]
         ),
         solutions=(
@@ -119,10 +117,7 @@ FAMILIES = (
         ),
         cases=lambda r, p: _grids(r, -9, 9, [[[4]], [[1, 2], [3, 4]], [[-5, -2], [-3, -9]]], square=True),
         reference=lambda p, g: (
-            p["d"]
-            * {"sum": sum, "largest": max, "smallest": min}[p["op"]](
-                [g[i][i if p["which"] == "main" else len(g) - 1 - i] for i in range(len(g))]
-            )
+            p["d"] * SUMMARIES[p["op"]]([g[i][i if p["which"] == "main" else len(g) - 1 - i] for i in range(len(g))])
         ),
         solutions=(
             """
@@ -170,8 +165,7 @@ FAMILIES = (
         tags=("implementation",),
         kind=GRID,
         params=[
-            _details_of_neighbours(p)
-            for p in choices(cmp=("greater", "smaller"), around=("4", "8"), d=range(0, 8))
+            _details_of_neighbours(p) for p in choices(cmp=("greater", "smaller"), around=("4", "8"), d=range(0, 8))
         ],
         tasks=(
             (

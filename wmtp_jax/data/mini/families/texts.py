@@ -113,9 +113,7 @@ FAMILIES = (
         kind=STR,
         params=[
             _details_of_brackets(p)
-            for p in choices(
-                pair=("()", "[]", "<>", "{}"), what=("depth", "missing", "balanced"), d=(0, 1, 2)
-            )
+            for p in choices(pair=("()", "[]", "<>", "{}"), what=("depth", "missing", "balanced"), d=(0, 1, 2))
         ],
         tasks=(
             "s has brackets <pair> and dots. Give <asked>.",

@@ -22,10 +22,7 @@ WORD_LIST = (
 
 
 def _words(r, edges=()):
-    return [
-        (list(w),)
-        for w in (*edges, *([r.choice(WORD_LIST) for _ in range(r.randint(1, 7))] for _ in range(8)))
-    ]
+    return [(list(w),) for w in (*edges, *([r.choice(WORD_LIST) for _ in range(r.randint(1, 7))] for _ in range(8)))]
 
 
 def _details_of_word_lengths(p: dict) -> dict:
@@ -209,10 +206,7 @@ FAMILIES = (
             )
         ],
         tasks=(
-            (
-                "Take the <pos> letter of every word with at least <low> letters, in <case>, joined by "
-                "'<join>'."
-            ),
+            ("Take the <pos> letter of every word with at least <low> letters, in <case>, joined by '<join>'."),
             (
                 "Build an acronym from the <pos> letters (<case>, '<join>' between them) of words not "
                 "shorter than <low>."
