@@ -39,8 +39,8 @@ lint: $(VENV)/.installed-test
 schema: $(VENV)/.installed
 	$(BIN)/python -m wmtp_jax.config_reference
 
-bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.packing --record
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.training_step
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache storage/cache

@@ -1,0 +1,180 @@
+"""The training step of the micro preset: ours beside PyTorch, and packed rows beside padded ones.
+
+``python -m benchmarks.training_step [--steps 8] [--json] [--record]``. Both sides train the same model on the
+same tokens: AdamW, gradient clipping, float32. Times are medians of whole updates after one to warm up;
+``floor`` is what the update would take at the measured speed of a large matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmtp_jax.config import Settings, load_settings
+from wmtp_jax.console import err, out, print_json, table
+from wmtp_jax.data.batches import build_rows
+from wmtp_jax.data.pack import Rows
+from wmtp_jax.data.sample import draw
+from wmtp_jax.data.store import open_split
+from wmtp_jax.data.tokenize import load_tokenizer
+from wmtp_jax.errors import run_command
+from wmtp_jax.models import store
+from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.parallel.mesh import make_mesh
+from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from wmtp_jax.training.stages import STAGES
+from wmtp_jax.training.step import init_state, make_train_step
+from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
+
+RESULTS = Path("benchmarks/RESULTS.md")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__)
+    parser.add_argument("--steps", type=int, default=8, help="updates that are timed (default: 8)")
+    parser.add_argument("--data", type=Path, default=Path("storage/datasets_v2/mini"), help="a processed data set")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
+    args = parser.parse_args(argv)
+    settings = load_settings(Path("configs/baseline/micro.yaml"))
+    config = settings.model.architecture
+    assert config is not None
+    packed, padded = (_rows(settings, args.data, packing) for packing in (True, False))
+    full = packed._replace(segment_ids=np.ones_like(packed.segment_ids), loss_mask=np.ones_like(packed.loss_mask))
+    err.print("ours, packed rows", highlight=False)
+    compile_s, packed_s = _time_ours(settings, config, packed, args.steps)
+    err.print("ours, padded rows", highlight=False)
+    _, padded_s = _time_ours(settings, config, padded, args.steps)
+    err.print("ours and PyTorch, full rows of one document", highlight=False)
+    _, full_s = _time_ours(settings, config, full, args.steps)
+    torch_s = _time_torch(settings, config, full, args.steps)
+    figures = {
+        "compile_seconds": compile_s,
+        "step_seconds": packed_s,
+        "floor_seconds": model_flops(config, packed) / matmul_peak("float32"),
+        "useful_tokens_per_second_packed": packed.n_tokens / packed_s,
+        "useful_tokens_per_second_padded": padded.n_tokens / padded_s,
+        "packed_over_padded": (packed.n_tokens / packed_s) / (padded.n_tokens / padded_s),
+        "tokens_per_second_ours": full.tokens.size / full_s,
+        "tokens_per_second_torch_eager": full.tokens.size / torch_s,
+        "ours_over_torch_eager": torch_s / full_s,
+        "peak_memory_gb_both": device_memory_gb(),
+    }
+    rows = [[name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"] for name, value in figures.items()]
+    if args.json:
+        print_json(figures)
+    else:
+        out.print(table("Training step, micro preset", ["", ""], rows))
+    if args.record:
+        _record(rows)
+    return 0
+
+
+def _rows(settings: Settings, data: Path, packing: bool) -> Rows:
+    """One batch of real documents, packed or one a row."""
+    assert settings.model.architecture is not None
+    split = open_split(data, "train")
+    chosen = draw(np.flatnonzero(split.is_correct), 400, 0, "correct solutions")
+    rows, _ = build_rows(
+        split,
+        chosen,
+        load_tokenizer(data / "tokenizer"),
+        max_length=settings.dataset.max_length,
+        packing=packing,
+        vocab_size=settings.model.architecture.vocab_size,
+    )
+    return Rows(*(field[: settings.training.batch_size] for field in rows))
+
+
+def _time_ours(settings: Settings, config: ModelConfig, rows: Rows, steps: int) -> tuple[float, float]:
+    """Seconds to compile, and of one update."""
+    graphdef, _ = store.build(config, unroll=settings.training.unroll_layers)
+    rate = learning_rate_schedule(settings.training, 1000)
+    optimizer = make_optimizer(settings.training, rate)
+    state = init_state(store.random_params(config, 0, "float32", make_mesh((-1, 1, 1))), optimizer)
+    batch = Rows(*(jnp.asarray(field)[None] for field in rows))
+    update = make_train_step(graphdef, optimizer, rate, STAGES["baseline"], config.n_future_tokens)
+    start = time.perf_counter()
+    step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - start
+
+    def once() -> None:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+
+    return compile_seconds, _median(once, steps)
+
+
+def _time_torch(settings: Settings, config: ModelConfig, rows: Rows, steps: int) -> float:
+    """Seconds of one update of the same model in eager PyTorch (the reference of the tests)."""
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import torch_reference
+
+    from conversion.meta_mtp import meta_shapes
+
+    params = {**vars(config)}
+    tensors = {n: torch.nn.Parameter(0.02 * torch.randn(shape)) for n, shape in meta_shapes(config).items()}
+    training = settings.training
+    optimizer = torch.optim.AdamW(
+        tensors.values(),
+        lr=training.learning_rate,
+        betas=(training.adam_b1, training.adam_b2),
+        weight_decay=training.weight_decay,
+    )
+    tokens = torch.from_numpy(rows.tokens.astype(np.int64))
+
+    def once() -> None:
+        optimizer.zero_grad()
+        torch_reference.loss(torch_reference.forward(tensors, params, tokens), tokens, first_target=1).backward()
+        torch.nn.utils.clip_grad_norm_(tensors.values(), training.max_grad_norm)
+        optimizer.step()
+
+    return _median(once, steps)
+
+
+def _median(once: Callable[[], None], steps: int) -> float:
+    once()
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        once()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _record(rows: list[list[Any]]) -> None:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    device = f"{jax.devices()[0].device_kind} ({platform.machine()}, {jax.device_count()} device)"
+    lines = [
+        "",
+        f"## Training step, micro preset: {datetime.date.today()}",
+        "",
+        f"`python -m benchmarks.training_step --record`; {device}; jax {jax.__version__}, Python "
+        f"{platform.python_version()}; after commit {commit.stdout.strip() or 'unknown'}.",
+        "",
+        "| | |",
+        "|---|---:|",
+        *(f"| {name} | {value} |" for name, value in rows),
+        "",
+    ]
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_command(main)
