@@ -34,7 +34,7 @@ def test_training_logs_to_a_local_file(train_command, tmp_path: Path):
     history = client.get_metric_history(run.info.run_id, "train/loss")
     lines = [line for line in read_metrics(folder) if "train/loss" in line]
     assert [(m.step, m.value) for m in history] == [(line["step"], line["train/loss"]) for line in lines]
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "val/loss")] == [2, 4]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val/loss")] == [2, 3, 4]
     assert str(folder) in experiment.artifact_location
 
 

@@ -66,7 +66,7 @@ class MTPTransformer(nnx.Module):
             stay inside a document. None: each row is one document.
           n_heads: compute only the first ``n_heads`` heads (1 for next-token decoding).
         """
-        hidden_BSnD = self.head_hidden(tokens_BS, segment_ids_BS, n_heads)
+        hidden_BSnD = self.head_hidden(jnp.asarray(tokens_BS), segment_ids_BS, n_heads)
         kernel_DV = self.output_kernel
         return jnp.einsum("bsnd,dv->bsnv", hidden_BSnD, kernel_DV, preferred_element_type=jnp.float32)
 

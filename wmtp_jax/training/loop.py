@@ -66,13 +66,13 @@ def fit(run: Run) -> dict[str, Any]:
         if first_step < last_step:
             trainer = _Trainer(run, mesh)
             if first_step:
-                err.print(f"continuing {run.directory} from step {first_step}", highlight=False)
+                err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
                 state, progress = checkpoints.restore(first_step, trainer.target)
             else:
                 state = trainer.fresh_state()
             progress = _train(run, trainer, checkpoints, state, first_step, progress)
         else:
-            err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False)
+            err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False, soft_wrap=True)
     best = best_step(run.directory)
     assert best is not None
     with Checkpoints(run.directory, read_only=True) as checkpoints:

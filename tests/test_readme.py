@@ -1,0 +1,65 @@
+"""The commands of the READMEs, run as they stand there, in their order, in a folder with the presets only."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+READMES = ("README.md", "README.ko.md")
+
+
+def blocks(readme: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(readme: str) -> list[str]:
+    """Commands of the bash blocks, continued lines joined; `make` sets up the machine and is not run here."""
+    text = "\n".join(blocks(readme, "bash")).replace("\\\n", " ")
+    lines = [re.sub(r"\s+#.*", "", line).strip() for line in text.split("\n")]
+    return [line for line in lines if line and not line.startswith("make ")]
+
+
+def test_both_languages_give_the_same_commands():
+    assert commands(READMES[0]) == commands(READMES[1])
+    assert len(commands(READMES[0])) >= 4
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "schema", "bench", "clean"])
+def test_make_knows_its_targets(target: str):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere():
+    for readme in (*READMES, "CONTRIBUTING.md", "configs/README.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / readme).read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (ROOT / readme).parent.joinpath(link).exists(), f"{readme}: {link}"
+
+
+def test_commands_run_as_written(tmp_path: Path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for command in commands("README.md"):
+        assert command.startswith("python -m "), command
+        arguments = command.removeprefix("python ").split()
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    for code in blocks("README.md", "python"):
+        done = subprocess.run(
+            [sys.executable, "-c", code + "\nassert logits.shape == (1, 3, 4, 1024), logits.shape"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    run = tmp_path / "storage/checkpoints/baseline/first-look"
+    for name in ("checkpoints", "config.json", "tokenizer", "metrics.jsonl", "mlflow.db", "settings.yaml", "run.json"):
+        assert (run / name).exists(), name
