@@ -12,6 +12,8 @@ from wmtp_jax.console import err, out, print_json, table
 from wmtp_jax.errors import UserError, run_command
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from wmtp_jax.training.stages import Stage
 
 EPILOG = """examples:
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = load_settings(args.config or production_preset(stage.name), args.override)
     _use_compilation_cache(settings)
     if args.dry_run:
-        figures = _dry_run(stage, settings)
+        figures = _dry_run(stage, settings, err if args.json else out)
         if args.json:
             print_json(figures)
         return 0
@@ -84,14 +86,14 @@ def _use_compilation_cache(settings: Settings) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _dry_run(stage: Stage, settings: Settings) -> dict[str, Any]:
-    """Shows what a run would be, on standard error, and returns the figures."""
+def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, Any]:
+    """Shows what a run would be and returns the figures."""
     from wmtp_jax.models import store
     from wmtp_jax.training.run import run_directory, sketch_run
 
     config, schedule, missing = sketch_run(stage, settings)
     parameters = store.count_params(store.build(config)[1])
-    err.print(as_yaml(settings), highlight=False, markup=False)
+    console.print(as_yaml(settings), highlight=False, markup=False)
     at_most = "" if schedule.exact else "at most "
 
     def count(value: float | None) -> str:
@@ -108,9 +110,9 @@ def _dry_run(stage: Stage, settings: Settings) -> dict[str, Any]:
         ["checkpoints", count(len(schedule.save_steps) or None)],
         ["run directory", str(run_directory(stage, settings))],
     ]
-    err.print(table(f"{stage.name}: {stage.summary}", ["", ""], rows))
+    console.print(table(f"{stage.name}: {stage.summary}", ["", ""], rows))
     for line in missing:
-        err.print(f"[yellow]not at hand:[/] {line}", highlight=False)
+        console.print(f"[yellow]not at hand:[/] {line}", highlight=False)
     return {
         "stage": stage.name,
         "run_directory": str(run_directory(stage, settings)),
