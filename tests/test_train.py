@@ -255,6 +255,19 @@ def test_dry_run_with_data_at_hand_is_exact(train_command, whole):
     assert figures["missing"] == []
 
 
+def test_damaged_models_and_checkpoints(whole, train_command, tmp_path: Path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/37")
+    for path in (tmp_path / "run/checkpoints/30/params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="params: cannot be read"):
+        train_command(tmp_path / "tuned", f"model.path={tmp_path / 'run'}@30")
+    assert not (tmp_path / "tuned").exists()
+    with pytest.raises(Failure, match="checkpoints/30: this checkpoint cannot be read"):
+        train_command(tmp_path / "run", *LONG)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "text"),
     [

@@ -11,7 +11,6 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -52,9 +51,8 @@ class Steps:
             self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=16),  # all columns fit into 80 characters
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
@@ -76,12 +74,16 @@ class Steps:
         self._done += amount
         if self._progress:
             self._progress.update(self._task, advance=amount, note=note)
-        elif self._total and self._done >= self._next_line * self._total:
-            while self._done >= self._next_line * self._total:
+            return
+        # Where the total is not known, a line every thousand.
+        total = self._total or 1000 / self._every
+        if self._done >= self._next_line * total:
+            while self._done >= self._next_line * total:
                 self._next_line += self._every
-            percent = 100 * self._done // self._total
-            line = f"{self._description}: {self._done:,}/{self._total:,} ({percent}%) {note}"
-            err.print(line.rstrip(), highlight=False, soft_wrap=True)
+            done = f"{self._done:,}"
+            if self._total:
+                done += f"/{self._total:,} ({100 * self._done // self._total}%)"
+            err.print(f"{self._description}: {done} {note}".rstrip(), highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Prints a line of its own, above the bar."""

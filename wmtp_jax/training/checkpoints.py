@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from wmtp_jax.errors import Failure
 from wmtp_jax.models.store import PARAMS_FOLDER
 from wmtp_jax.training.step import TrainState
 
@@ -66,6 +67,7 @@ class Checkpoints:
             policies.append(
                 checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1)
             )
+        self._run_directory = run_directory
         self._manager = ocp.CheckpointManager(
             (run_directory / CHECKPOINTS_FOLDER).resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -98,17 +100,31 @@ class Checkpoints:
         )
 
     def restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Reads a step; ``target`` holds `jax.ShapeDtypeStruct` with the wanted shardings."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(target.params),
-                optimizer=ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
+        """Reads a step; ``target`` holds `jax.ShapeDtypeStruct` with the wanted shardings.
+
+        Raises:
+          Failure: the step is damaged.
+        """
+        items = {
+            "params": ocp.args.StandardRestore(target.params),
+            "optimizer": ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
+            "progress": ocp.args.JsonRestore(),
+        }
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises many kinds; the remedy is the same for all
+            folder = step_directory(self._run_directory, step)
+            raise Failure(
+                f"{folder}: this checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}). "
+                "Move it away to continue from the checkpoint before it."
+            ) from error
         optimizer = restored["optimizer"]
         return TrainState(optimizer["step"], restored["params"], optimizer["opt_state"]), restored["progress"]
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """Tokens and seconds up to a saved step."""
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return dict(self._manager.restore(step, args=args)["progress"])
 
     def metrics(self, step: int) -> dict[str, float]:
         """Validation metrics of a saved step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import deque
@@ -26,7 +27,7 @@ from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
 from wmtp_jax.training.checkpoints import Checkpoints, abstract, best_step
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from wmtp_jax.training.run import Run, claim_directory
+from wmtp_jax.training.run import Run, check_directory, write_run_files
 from wmtp_jax.training.step import (
     TrainState,
     init_state,
@@ -48,38 +49,30 @@ def fit(run: Run) -> dict[str, Any]:
       UserError: the run directory belongs to another run, or the mesh does not fit the devices.
       Failure: the loss is no longer a finite number.
     """
-    settings, schedule = run.settings, run.schedule
-    mesh = make_mesh(settings.runtime.mesh.shape)
-    saved = claim_directory(run)
-    first_step, last_step = (saved[-1] if saved else 0), schedule.last_step
-    assert last_step is not None  # the data set is at hand
     started = time.perf_counter()
-    with (
-        jax.set_mesh(mesh),
-        Checkpoints(
-            run.directory,
-            save_best=settings.checkpoint.save_best,
-            keep=settings.checkpoint.save_total_limit,
-        ) as checkpoints,
-    ):
-        progress: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
-        if first_step < last_step:
+    settings, last_step = run.settings, run.schedule.last_step
+    assert last_step is not None  # the data set is at hand
+    mesh = make_mesh(settings.runtime.mesh.shape)
+    saved = check_directory(run)
+    first_step = saved[-1] if saved else 0
+    if first_step >= last_step:
+        err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False, soft_wrap=True)
+    else:
+        with jax.set_mesh(mesh):
             trainer = _Trainer(run, mesh)
-            if first_step:
-                err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
-                state, progress = checkpoints.restore(first_step, trainer.target)
-            else:
-                state = trainer.fresh_state()
-            progress = _train(run, trainer, checkpoints, state, first_step, progress)
-        else:
-            err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False, soft_wrap=True)
-    best = best_step(run.directory)
+            # A fresh state first: a damaged model must not leave a run directory behind.
+            state = None if saved else trainer.fresh_state()
+            if not saved:
+                write_run_files(run)
+            _train(run, trainer, state, first_step)
+    final_step, best = max(first_step, last_step), best_step(run.directory)
     assert best is not None
     with Checkpoints(run.directory, read_only=True) as checkpoints:
-        validation, final = checkpoints.metrics(best), checkpoints.metrics(max(first_step, last_step))
+        validation, final = checkpoints.metrics(best), checkpoints.metrics(final_step)
+        progress = checkpoints.progress(final_step)
     return {
         "run_directory": str(run.directory),
-        "steps": max(first_step, last_step),
+        "steps": final_step,
         "first_step": first_step,
         "best_step": best,
         "val/loss": final["val/loss"],
@@ -87,7 +80,7 @@ def fit(run: Run) -> dict[str, Any]:
         "validation": validation,
         "unigram": unigram_cross_entropy(run),
         "tokens_trained": progress["tokens"],
-        "tokens_per_second": progress["tokens"] / progress["seconds"] if progress["seconds"] else None,
+        "tokens_per_second": progress["tokens"] / progress["seconds"],
         "seconds": time.perf_counter() - started,
         "left_out_too_long": run.reports["train"].left_out_too_long,
     }
@@ -166,15 +159,8 @@ class _Trainer:
         return validation_metrics(*totals)
 
 
-def _train(
-    run: Run,
-    trainer: _Trainer,
-    checkpoints: Checkpoints,
-    state: TrainState,
-    first_step: int,
-    progress: dict[str, Any],
-) -> dict[str, Any]:
-    """Updates from ``first_step`` to the last; returns what has been done in all: tokens and seconds."""
+def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: int) -> None:
+    """Updates from ``first_step`` (from the checkpoint there, where ``state`` is None) to the last."""
     settings, last_step = run.settings, run.schedule.last_step
     assert last_step is not None
     batches = training_batches(
@@ -185,33 +171,38 @@ def _train(
         first_step=first_step,
         last_step=last_step,
     )
-    metrics_file = MetricsFile(run.directory, first_step)
-    mlflow = MlflowRun(settings, run.stage.name, run.directory) if settings.tracking.mlflow else None
-    log = _Logger(run, metrics_file, mlflow, progress)
-    try:
-        with Steps("training", last_step - first_step, every=0.05) as bar:
-            in_flight: deque[tuple[int, Any, Rows, float]] = deque()
-            log.start()
-            ahead = _to_device(batches, trainer.batch_sharding)
-            for step in range(first_step + 1, last_step + 1):
-                rows, on_device, waited = next(ahead)
-                state, metrics = trainer.step(state, on_device)
-                in_flight.append((step, metrics, rows, waited))
-                # The device works on this step while the one before is logged.
-                keep = 0 if step in run.schedule.save_steps else 1
-                while len(in_flight) > keep:
-                    bar.advance(1, log.step(*in_flight.popleft()))
-                if step in run.schedule.save_steps:
-                    validation = trainer.validate(state.params)
-                    log.validation(step, validation)
-                    checkpoints.save(state, validation, log.progress)
-                    bar.note(f"step {step}: val/loss {validation['val/loss']:.4f}")
-                    log.start()
-    finally:
-        metrics_file.close()
-        if mlflow:
-            mlflow.close()
-    return log.progress
+    keep = settings.checkpoint.save_total_limit
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(run.directory, save_best=settings.checkpoint.save_best, keep=keep)
+        )
+        progress: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
+        if state is None:
+            err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
+            state, progress = checkpoints.restore(first_step, trainer.target)
+        metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
+        mlflow = None
+        if settings.tracking.mlflow:
+            mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
+        log = _Logger(run, metrics_file, mlflow, progress)
+        bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
+        in_flight: deque[tuple[int, Any, Rows, float]] = deque()
+        log.start()
+        ahead = _to_device(batches, trainer.batch_sharding)
+        for step in range(first_step + 1, last_step + 1):
+            rows, on_device, waited = next(ahead)
+            state, metrics = trainer.step(state, on_device)
+            in_flight.append((step, metrics, rows, waited))
+            save = step in run.schedule.save_steps
+            # The device works on this step while the one before is logged.
+            while len(in_flight) > (0 if save else 1):
+                bar.advance(1, log.step(*in_flight.popleft()))
+            if save:
+                validation = trainer.validate(state.params)
+                log.validation(step, validation)
+                checkpoints.save(state, validation, log.progress)
+                bar.note(f"step {step}: val/loss {validation['val/loss']:.4f}")
+                log.start()
 
 
 class _Logger:

@@ -10,7 +10,6 @@ import datetime
 import json
 import math
 import platform
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +32,7 @@ from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import resolve_shape
 from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.stages import Stage
+from wmtp_jax.training.tracking import MLFLOW_FILE
 
 SETTINGS_FILE, RUN_FILE = "settings.yaml", "run.json"
 
@@ -231,8 +231,8 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
     return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), missing
 
 
-def claim_directory(run: Run) -> list[int]:
-    """Makes the run directory, or checks that it is this run's; returns the steps saved in it.
+def check_directory(run: Run) -> list[int]:
+    """Checks that the run directory is free or this run's; returns the steps saved in it. Writes nothing.
 
     Raises:
       UserError: it belongs to a run with other settings (the differences are listed) or other data, or
@@ -245,11 +245,9 @@ def claim_directory(run: Run) -> list[int]:
     if directory.is_dir() and any(directory.iterdir()) and not is_run:
         raise UserError(f"{directory}: holds files, but no run; name an empty or new folder as checkpoint.save_dir")
     steps = saved_steps(directory)
-    if is_run and steps:
+    if steps:
         _check_same_run(run)
-        return steps
-    _write_run_files(run)
-    return []
+    return steps
 
 
 def _check_same_run(run: Run) -> None:
@@ -277,13 +275,15 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     return {"stage": record.get("stage"), "data fingerprint": record.get("data_fingerprint")}
 
 
-def _write_run_files(run: Run) -> None:
+def write_run_files(run: Run) -> None:
+    """Makes the run directory, with all that is not a checkpoint.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     directory = run.directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
-        origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
-        store.write_config(directory, run.config, {"start": origin, "stage": run.stage.name})
         record = {
             "stage": run.stage.name,
             "data_fingerprint": run.fingerprint,
@@ -292,13 +292,12 @@ def _write_run_files(run: Run) -> None:
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
         }
+        # These two first: they mark the folder as a run's, should the rest be interrupted.
         (directory / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
         (directory / SETTINGS_FILE).write_text(as_yaml(run.settings))
+        (directory / MLFLOW_FILE).unlink(missing_ok=True)
+        run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
+        origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
+        store.write_config(directory, run.config, {"start": origin, "stage": run.stage.name})
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error
-
-
-def discard_unstarted(directory: Path) -> None:
-    """Takes away a run directory in which nothing was saved, so that a failed start leaves nothing."""
-    if not saved_steps(directory):
-        shutil.rmtree(directory, ignore_errors=True)
