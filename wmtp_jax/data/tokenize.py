@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -52,12 +53,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             f"{directory}: no tokenizer there; `prepare --dataset mini` makes one, a converted model brings "
             "one along, and model.tokenizer names another"
         )
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Without torch installed transformers says so on import; we only want its tokenizers.
-    with contextlib.redirect_stderr(io.StringIO()):
-        from transformers import AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = _transformers().AutoTokenizer.from_pretrained(directory)
     except Exception as error:  # transformers raises many kinds; the remedy is the same for all
         raise UserError(
             f"{directory}: transformers cannot load a tokenizer from it ({type(error).__name__}: "
@@ -81,7 +78,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> N
       UserError: ``vocab_size`` is too small to hold every byte.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     special = ["<unk>", "<s>", "</s>"]
     if vocab_size < 256 + len(special):
@@ -99,7 +95,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> N
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = _transformers().PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
@@ -130,6 +126,14 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
         TokenizedExample(np.array(prompt + response + eos, np.int32), len(prompt))
         for prompt, response in zip(prompts, responses, strict=True)
     ]
+
+
+def _transformers() -> ModuleType:
+    """The library, imported without its advice that torch is missing: only its tokenizers are used."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    with contextlib.redirect_stderr(io.StringIO()):
+        import transformers
+    return transformers
 
 
 def _encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
