@@ -86,7 +86,7 @@ def _rows(settings: Settings, data: Path, packing: bool) -> Rows:
     """One batch of real documents, packed or one a row."""
     assert settings.model.architecture is not None
     split = open_split(data, "train")
-    chosen = draw(np.flatnonzero(split.is_correct), 400, 0, "correct solutions")
+    chosen = draw(np.flatnonzero(split.is_correct), 400, 0, "correct solutions", "the benchmark")
     rows, _ = build_rows(
         split,
         chosen,

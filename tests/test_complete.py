@@ -64,7 +64,9 @@ def test_the_command(train_command, tiny_data: Path, tmp_path: Path, capsys):
         complete.main([*arguments, "--max-length", "10"])
     with pytest.raises(UserError, match="--count 0"):
         complete.main([*arguments, "--count", "0"])
-    with pytest.raises(UserError, match="there are 20 problems"):
+    with pytest.raises(UserError, match="--seed -1"):
+        complete.main([*arguments, "--seed", "-1"])
+    with pytest.raises(UserError, match="--count asks for 21, but there are 20 problems"):
         complete.main([*arguments, "--count", "21"])
     with pytest.raises(UserError, match="no such model"):
         complete.main(["--model", str(tmp_path / "absent")])

@@ -127,6 +127,9 @@ BROKEN = {
     "missing field": ([{k: v for k, v in ROW.items() if k != "description"}], "'description' is missing"),
     "wrong type": ([row("a", description=3)], "'description': .*found 3"),
     "wrong list": ([row("a", solutions={"language": ["3"], "solution": ["x"]})], "'solutions.language.0'"),
+    "unequal solutions": ([row("a", solutions={"language": [3, 3], "solution": ["x"]})], "2 languages, but 1 solu"),
+    "unequal tests": ([row("a", public_tests={"input": ["1"], "output": []})], "1 inputs, but 0 outputs"),
+    "extract": ([{"id": "a", "description": "d", "solution_py3": "x", "tests": [{"input": 1}]}], "'tests.0.output'"),
     "twice": ([row("a"), row("a")], "line 2: the problem 'a' stands at .* line 1 already"),
     "empty": ([], "there is no row"),
     "nothing usable": (
@@ -142,6 +145,20 @@ def test_broken_rows(case: str, tmp_path: Path):
     source = write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(UserError, match=message):
         run_codecontests(source, tmp_path / "out")
+    assert_clean(tmp_path, "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fields", "message"),
+    [
+        ("humaneval", {"prompt": 5}, "line 1: .*'task_id' is missing; the field 'prompt': .*found 5"),
+        ("mbpp", {"task_id": 975}, "'task_id': .*found 975; .*'text' is missing"),
+    ],
+)
+def test_broken_benchmark_rows(dataset: str, fields: dict, message: str, tmp_path: Path):
+    source = write_jsonl(tmp_path / "rows.jsonl", [fields])
+    with pytest.raises(UserError, match=message):
+        run("--dataset", dataset, "--source", source, "--output", tmp_path / "out")
     assert_clean(tmp_path, "rows.jsonl")
 
 

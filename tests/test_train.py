@@ -15,6 +15,7 @@ import wmtp_jax
 from wmtp_jax import train
 from wmtp_jax.config import load_settings
 from wmtp_jax.errors import Failure, UserError
+from wmtp_jax.training import loop
 from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.tracking import read_metrics
 
@@ -119,7 +120,9 @@ def test_another_mesh_gives_the_same_run(whole, train_command, tmp_path: Path):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_best_latest_and_numbered_steps(whole):
+def test_best_latest_and_numbered_steps(whole, tmp_path: Path):
+    from wmtp_jax.load import find_model
+
     folder, figures = whole
     for spec, step in (
         ("", figures["best_step"]),
@@ -127,9 +130,11 @@ def test_best_latest_and_numbered_steps(whole):
         ("@latest", 37),
         ("@20", 20),
     ):
-        from wmtp_jax.load import find_model
-
         assert find_model(f"{folder}{spec}").directory.name == str(step)
+    strange = tmp_path / "anna@home"  # an @ in a folder's name is no step
+    strange.symlink_to(folder.parent)
+    assert find_model(f"{strange / folder.name}@20").directory.name == "20"
+    assert find_model(strange / folder.name).directory.name == str(figures["best_step"])
     with pytest.raises(UserError, match=r"no such step; saved are 20, 30, 37"):
         wmtp_jax.load_model(f"{folder}@11")
 
@@ -176,8 +181,11 @@ def test_a_run_directory_of_other_data_is_refused(whole, train_command, tiny_dat
         ("dataset.path=absent", "absent: no such data set|no tokenizer there"),
         ("model.path=absent", "absent: no such model"),
         ("model.tokenizer=absent", "no tokenizer there"),
-        ("data_sampling.n_samples=121", "121 samples are asked for, but there are 120 correct solutions"),
-        ("data_sampling.n_validation_samples=41", "there are 40 correct solutions"),
+        ("data_sampling.n_samples=121", "data_sampling.n_samples asks for 121, but there are 120 correct"),
+        (
+            "data_sampling.n_validation_samples=41",
+            "n_validation_samples asks for 41, but there are 40 correct solutions",
+        ),
         ("dataset.max_length=8", "longer than dataset.max_length 8"),
         ("model.architecture.vocab_size=200", "vocabulary is 200 .*vocab_size to at least 300"),
         ("training.batch_size=512", "do not fill one step of 4096 rows"),
@@ -253,6 +261,34 @@ def test_dry_run_with_data_at_hand_is_exact(train_command, whole):
     assert figures["exact"] is True
     assert figures["last_step"] == 37
     assert figures["missing"] == []
+    started_from = train_command(None, f"model.path={whole[0]}@latest", flags=("--dry-run",))
+    assert started_from["missing"] == []
+
+
+def test_dry_run_prints_settings_that_can_be_read_back(tmp_path: Path, capsys):
+    preset = ROOT / "configs/baseline/micro.yaml"
+    text = "a description much longer than the eighty characters of a terminal that wraps its lines"
+    override = f"experiment.description={text}"
+    assert train.main(["--stage", "baseline", "--config", str(preset), "--override", override, "--dry-run"]) == 0
+    printed = capsys.readouterr().out.partition("\nbaseline: ")[0]
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert load_settings(tmp_path / "printed.yaml") == load_settings(preset, [override])
+
+
+def test_interrupted_says_where_it_will_continue(train_command, tmp_path: Path, monkeypatch, capsys):
+    validate, calls = loop._Trainer.validate, []
+
+    def interrupt_the_second(self, params):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(self, params)
+
+    monkeypatch.setattr(loop._Trainer, "validate", interrupt_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        train_command(tmp_path / "run", *LONG)
+    assert "the same command continues from step 10" in capsys.readouterr().err
+    assert saved_steps(tmp_path / "run") == [10]
 
 
 def test_damaged_models_and_checkpoints(whole, train_command, tmp_path: Path):

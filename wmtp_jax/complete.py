@@ -15,8 +15,9 @@ EPILOG = """example:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    if args.count < 1:
-        raise UserError(f"--count {args.count}: it must be 1 or more")
+    for name, low in (("count", 1), ("seed", 0)):
+        if getattr(args, name) < low:
+            raise UserError(f"--{name} {getattr(args, name)}: it must be {low} or more")
     figures = complete(args.model, args.data, args.split, args.count, args.seed, args.max_length)
     if args.json:
         print_json({"completions": figures})
@@ -49,7 +50,7 @@ def complete(
     split = open_split(data, split_name)
     correct = np.flatnonzero(split.is_correct)
     _, first_of_problem = np.unique(split.problem[correct], return_index=True)
-    rows = draw(correct[first_of_problem], count, seed, f"problems in {split.path}")
+    rows = draw(correct[first_of_problem], count, seed, f"problems in {split.path}", "--count")
     examples = split.read(rows)
     prompts = encode_prompts(tokenizer, examples)
     longest = max(len(prompt) for prompt in prompts)

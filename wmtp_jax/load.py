@@ -45,9 +45,7 @@ def find_model(path: Path | str) -> ModelSource:
     Raises:
       UserError: nothing of that kind is there.
     """
-    base, _, wanted = str(path).partition("@")
-    directory = Path(path) if Path(path).exists() or not wanted else Path(base)
-    wanted = "" if directory == Path(path) else wanted
+    directory, wanted = split_step(path)
     if not directory.is_dir():
         raise UserError(f"{path}: no such model; give a model directory, a run directory, or one in Meta's layout")
     if meta_mtp.is_meta_checkpoint(directory):
@@ -65,6 +63,14 @@ def find_model(path: Path | str) -> ModelSource:
     if (directory / CHECKPOINTS_FOLDER).is_dir():
         weights = step_directory(directory, _choose_step(directory, wanted))
     return ModelSource(config, weights, tokenizer if tokenizer.is_dir() else None)
+
+
+def split_step(path: Path | str) -> tuple[Path, str]:
+    """``RUN@latest`` as the run directory and ``"latest"``; the second is empty where no step is named."""
+    run, at, wanted = str(path).rpartition("@")
+    if not at or Path(path).exists():
+        return Path(path), ""
+    return Path(run), wanted
 
 
 def load_params(source: ModelSource, shapes: object, mesh: Mesh) -> object:

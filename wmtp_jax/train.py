@@ -93,8 +93,8 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
 
     config, schedule, missing = sketch_run(stage, settings)
     parameters = store.count_params(store.build(config)[1])
-    console.print(as_yaml(settings), highlight=False, markup=False)
-    at_most = "" if schedule.exact else "at most "
+    console.print(as_yaml(settings), highlight=False, markup=False, soft_wrap=True)
+    directory, at_most = str(run_directory(stage, settings)), "" if schedule.exact else "at most "
 
     def count(value: float | None) -> str:
         return "unknown until the data set is there" if value is None else f"{at_most}{value:,.6g}"
@@ -108,14 +108,14 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
         ["steps per epoch", count(schedule.steps_per_epoch)],
         ["steps", count(schedule.last_step)],
         ["checkpoints", count(len(schedule.save_steps) or None)],
-        ["run directory", str(run_directory(stage, settings))],
     ]
     console.print(table(f"{stage.name}: {stage.summary}", ["", ""], rows))
+    console.print(f"run directory: {directory}", highlight=False, markup=False, soft_wrap=True)
     for line in missing:
-        console.print(f"[yellow]not at hand:[/] {line}", highlight=False)
+        console.print(f"not at hand: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     return {
         "stage": stage.name,
-        "run_directory": str(run_directory(stage, settings)),
+        "run_directory": directory,
         "settings": settings.model_dump(mode="json"),
         "parameters": parameters,
         **dataclasses.asdict(schedule),

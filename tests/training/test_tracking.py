@@ -55,6 +55,20 @@ def test_an_absent_server_does_not_hold_training_up(tmp_path: Path, capsys):
     assert "Traceback" not in captured
 
 
+def test_an_address_with_a_password_is_not_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    database = f"sqlite:///{tmp_path / 'server.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://anna:hunter2@127.0.0.1:9/mlflow")
+    monkeypatch.setattr(mlflow, "MlflowClient", lambda tracking_uri: client)
+    client = mlflow.tracking.client.MlflowClient(database)
+    run = MlflowRun(SETTINGS, "baseline", tmp_path)
+    run.log(1, {"train/loss": 1.0})
+    run.close()
+    note = json.loads((tmp_path / "mlflow.json").read_text())
+    assert note["uri"] == "http://127.0.0.1:9/mlflow"
+    assert client.get_metric_history(note["run_id"], "train/loss")[0].value == 1.0
+    assert not any(b"hunter2" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_password_of_the_environment_file_is_used_and_not_shown(tmp_path: Path, monkeypatch, capsys):
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.delenv(name, raising=False)

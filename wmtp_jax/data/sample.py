@@ -5,7 +5,7 @@ import numpy as np
 from wmtp_jax.errors import UserError
 
 
-def draw(candidates: np.ndarray, n_samples: int | None, seed: int, what: str) -> np.ndarray:
+def draw(candidates: np.ndarray, n_samples: int | None, seed: int, what: str, setting: str) -> np.ndarray:
     """Draws rows without replacement.
 
     Args:
@@ -13,6 +13,7 @@ def draw(candidates: np.ndarray, n_samples: int | None, seed: int, what: str) ->
       n_samples: how many; None for all.
       seed: same seed and candidates, same draw.
       what: names the candidates in an error, e.g. ``"correct solutions in storage/.../train"``.
+      setting: where ``n_samples`` comes from, e.g. ``"data_sampling.n_samples"``.
 
     Returns:
       Row numbers in ascending order.
@@ -26,7 +27,6 @@ def draw(candidates: np.ndarray, n_samples: int | None, seed: int, what: str) ->
         return np.sort(candidates)
     if n_samples > len(candidates):
         raise UserError(
-            f"{n_samples:,} samples are asked for, but there are {len(candidates):,} {what}; lower "
-            "data_sampling.n_samples (data_sampling.n_validation_samples for validation) or set it to null for all"
+            f"{setting} asks for {n_samples:,}, but there are {len(candidates):,} {what}; ask for as many or fewer"
         )
     return np.sort(np.random.default_rng(seed).choice(candidates, n_samples, replace=False))

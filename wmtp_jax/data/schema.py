@@ -1,11 +1,11 @@
-"""The two forms of data: a raw CodeContests row, and a processed example."""
+"""The forms of data: the raw rows that sources bring, and a processed example."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wmtp_jax.errors import UserError
 
@@ -43,12 +43,24 @@ class TestCases(_Record):
     input: list[str] = []
     output: list[str] = []
 
+    @model_validator(mode="after")
+    def _paired(self) -> TestCases:
+        if len(self.input) != len(self.output):
+            raise ValueError(f"{len(self.input)} inputs, but {len(self.output)} outputs")
+        return self
+
 
 class Solutions(_Record):
     """Programs and the numbers of their languages."""
 
     language: list[int] = []
     solution: list[str] = []
+
+    @model_validator(mode="after")
+    def _paired(self) -> Solutions:
+        if len(self.language) != len(self.solution):
+            raise ValueError(f"{len(self.language)} languages, but {len(self.solution)} solutions")
+        return self
 
 
 class TimeLimit(_Record):
@@ -71,6 +83,54 @@ class CodeContestsRow(_Record):
     time_limit: TimeLimit | None = None
     solutions: Solutions
     incorrect_solutions: Solutions = Solutions()
+
+
+class TestCase(_Record):
+    """One input and the output it must give."""
+
+    input: str
+    output: str
+
+
+class ExtractRow(_Record):
+    """One problem of an extract of CodeContests: a single Python 3 solution, and its tests in a list."""
+
+    id: str = Field(min_length=1)
+    description: str
+    solution_py3: str
+    tags: list[str] = []
+    tests: list[TestCase] = []
+
+    def full(self) -> CodeContestsRow:
+        """The same problem in the full schema."""
+        return CodeContestsRow(
+            name=self.id,
+            description=self.description,
+            cf_tags=self.tags,
+            public_tests=TestCases(input=[t.input for t in self.tests], output=[t.output for t in self.tests]),
+            solutions=Solutions(language=[PYTHON3], solution=[self.solution_py3]),
+        )
+
+
+class HumanEvalRow(_Record):
+    """One problem of HumanEval; the prompt is the beginning of the program."""
+
+    task_id: str
+    prompt: str
+    canonical_solution: str
+    test: str
+    entry_point: str
+
+
+class MbppRow(_Record):
+    """One problem of MBPP."""
+
+    task_id: int = Field(ge=1, le=974)
+    text: str
+    code: str
+    test_setup_code: str
+    test_list: list[str]
+    challenge_test_list: list[str]
 
 
 def parse_json(line: bytes | str, where: str) -> Any:
@@ -104,7 +164,8 @@ def validate(model: type[_Record], value: Any, where: str) -> Any:
             if item["type"] == "missing":
                 problems.append(f"the field {field!r} is missing")
             else:
-                problems.append(f"the field {field!r}: {item['msg']}, found {item['input']!r:.60}")
+                message = item["msg"].removeprefix("Value error, ")
+                problems.append(f"the field {field!r}: {message}, found {item['input']!r:.60}")
         needed = ", ".join(name for name, field in model.model_fields.items() if field.is_required())
         raise UserError(f"{where}: {'; '.join(problems)}. Each row needs {needed}") from None
 

@@ -13,7 +13,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wmtp_jax.data.schema import LANGUAGES, PYTHON3, CodeContestsRow, Example, TestCases, parse_json, validate
+from wmtp_jax.data.schema import (
+    LANGUAGES,
+    PYTHON3,
+    CodeContestsRow,
+    Example,
+    ExtractRow,
+    HumanEvalRow,
+    MbppRow,
+    TestCases,
+    parse_json,
+    validate,
+)
 from wmtp_jax.data.store import SPLITS
 from wmtp_jax.errors import UserError
 
@@ -53,7 +64,10 @@ def codecontests(source: Path, seed: int, validation_fraction: float) -> Iterato
     """
     seen: dict[str, str] = {}
     for raw in _read_rows(source):
-        row = validate(CodeContestsRow, _from_flat_form(raw.fields), raw.where)
+        if isinstance(raw.fields, dict) and "solution_py3" in raw.fields:
+            row = validate(ExtractRow, raw.fields, raw.where).full()
+        else:
+            row = validate(CodeContestsRow, raw.fields, raw.where)
         if row.name in seen:
             raise UserError(f"{raw.where}: the problem {row.name!r} stands at {seen[row.name]} already; remove one")
         seen[row.name] = raw.where
@@ -71,39 +85,34 @@ def mini(n_solutions: int, seed: int, workers: int | None, on_progress: Callable
 
 def humaneval(source: Path) -> Iterator[Problem]:
     """HumanEval: 164 problems, split test; the prompt is the beginning of the program."""
-    fields = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
     for raw in _read_rows(source):
-        row = _require(raw, fields)
-        name = str(row["task_id"])
+        row = validate(HumanEvalRow, raw.fields, raw.where)
         tests = {
-            "task_id": name,
+            "task_id": row.task_id,
             "kind": "python",
             "setup": "",
-            "test": row["test"],
-            "entry_point": row["entry_point"],
+            "test": row.test,
+            "entry_point": row.entry_point,
         }
-        yield _single("test", name, row["prompt"], row["canonical_solution"], tests, "humaneval")
+        yield _single("test", row.task_id, row.prompt, row.canonical_solution, tests, "humaneval")
 
 
 def mbpp(source: Path) -> Iterator[Problem]:
     """MBPP: split by task_id as published (11-510 test, 511-600 validation, 601-974 train, 1-10 prompts)."""
-    fields = ("task_id", "text", "code", "test_setup_code", "test_list", "challenge_test_list")
     for raw in _read_rows(source):
-        row = _require(raw, fields)
-        number = row["task_id"]
-        if not isinstance(number, int) or not 1 <= number <= 974:
-            raise UserError(f"{raw.where}: task_id is {number!r}; MBPP has 1 to 974")
+        row = validate(MbppRow, raw.fields, raw.where)
+        number = row.task_id
         # The ten few-shot prompts stand in no split of their own: they are no test problems.
         split = "test" if 11 <= number <= 510 else "valid" if 511 <= number <= 600 else "train"
         name = f"mbpp/{number}"
         tests = {
             "task_id": name,
             "kind": "python",
-            "setup": row["test_setup_code"],
-            "test": "\n".join([*row["test_list"], *row["challenge_test_list"]]),
+            "setup": row.test_setup_code,
+            "test": "\n".join([*row.test_list, *row.challenge_test_list]),
             "entry_point": None,
         }
-        yield _single(split, name, row["text"], row["code"], tests, "mbpp", {"few_shot": number <= 10})
+        yield _single(split, name, row.text, row.code, tests, "mbpp", {"few_shot": number <= 10})
 
 
 def make_problem(split: str, row: CodeContestsRow, source: str) -> Problem:
@@ -112,7 +121,7 @@ def make_problem(split: str, row: CodeContestsRow, source: str) -> Problem:
     seen: set[str] = set()
     examples: list[Example] = []
     for solutions, is_correct in ((row.solutions, True), (row.incorrect_solutions, False)):
-        for language, text in zip(solutions.language, solutions.solution, strict=False):
+        for language, text in zip(solutions.language, solutions.solution, strict=True):
             program = text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
             if language != PYTHON3:
                 left_out[f"solutions in {LANGUAGES.get(language, 'another language')}"] += 1
@@ -169,39 +178,13 @@ def _example(name: str, instruction: str, program: str, correct: bool, metadata:
 
 
 def _cases(tests: TestCases) -> list[dict[str, str]]:
-    return [{"input": i, "output": o} for i, o in zip(tests.input, tests.output, strict=False)]
+    return [{"input": i, "output": o} for i, o in zip(tests.input, tests.output, strict=True)]
 
 
 def _draw_split(name: str, seed: int, validation_fraction: float) -> str:
     """Train or valid by a hash: a problem stays where it is when others come or go."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return "valid" if int.from_bytes(digest[:8], "big") / 2**64 < validation_fraction else "train"
-
-
-def _from_flat_form(fields: Any) -> Any:
-    """A row (id, description, solution_py3, tags, tests) of a CodeContests extract, as the full schema."""
-    if not isinstance(fields, dict) or "solution_py3" not in fields:
-        return fields
-    tests = fields.get("tests", [])
-    if not isinstance(tests, list) or not all(isinstance(t, dict) and {"input", "output"} <= t.keys() for t in tests):
-        tests = []
-    return {
-        "name": fields.get("id"),
-        "description": fields.get("description"),
-        "public_tests": {"input": [t["input"] for t in tests], "output": [t["output"] for t in tests]},
-        "cf_tags": fields.get("tags", []),
-        "solutions": {"language": [PYTHON3], "solution": [fields["solution_py3"]]},
-    }
-
-
-def _require(raw: RawRow, names: tuple[str, ...]) -> dict[str, Any]:
-    found = list(raw.fields) if isinstance(raw.fields, dict) else []
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise UserError(
-            f"{raw.where}: missing {', '.join(missing)}; each row needs {', '.join(names)}, found {', '.join(found)}"
-        )
-    return raw.fields
 
 
 def _read_rows(source: Path) -> Iterator[RawRow]:

@@ -39,7 +39,7 @@ class Split:
       name, path: of the split and its file.
       problem: (N,) int32, number of the problem a row belongs to.
       is_correct: (N,) bool.
-      difficulty: (N,) int16, as in the source; 0 is unknown.
+      difficulty: (N,) int64, as in the source; 0 is unknown.
       task_ids: name of each problem, by number.
     """
 
@@ -125,6 +125,7 @@ def create_dataset(directory: Path, overwrite: bool) -> Iterator[Writer]:
     if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).exists():
         raise UserError(f"{directory} is not a data set of ours and is not replaced; give another --output")
     partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
+    replaced = directory.with_name(f"{directory.name}.replaced-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
     except OSError as error:
@@ -134,8 +135,9 @@ def create_dataset(directory: Path, overwrite: bool) -> Iterator[Writer]:
         yield writer
         writer.close()
         if directory.exists():
-            shutil.rmtree(directory)
+            directory.rename(replaced)
         partial.rename(directory)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         writer.close()
         shutil.rmtree(partial, ignore_errors=True)
@@ -212,7 +214,7 @@ class _Index:
             "offset": np.array(offset, np.int64),
             "problem": np.array(problem, np.int32),
             "is_correct": np.array(is_correct, bool),
-            "difficulty": np.array(difficulty, np.int16),
+            "difficulty": np.array(difficulty, np.int64),
             "task_ids": np.array(list(self._problems)),
             "size": np.array(self._size, np.int64),
         }

@@ -25,7 +25,7 @@ from wmtp_jax.losses.mtp import mtp_targets
 from wmtp_jax.models import store
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
-from wmtp_jax.training.checkpoints import Checkpoints, abstract, best_step
+from wmtp_jax.training.checkpoints import Checkpoints, abstract, best_step, saved_steps
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.run import Run, check_directory, write_run_files
 from wmtp_jax.training.step import (
@@ -64,7 +64,13 @@ def fit(run: Run) -> dict[str, Any]:
             state = None if saved else trainer.fresh_state()
             if not saved:
                 write_run_files(run)
-            _train(run, trainer, state, first_step)
+            try:
+                _train(run, trainer, state, first_step)
+            except KeyboardInterrupt:
+                saved = saved_steps(run.directory)
+                place = f"step {saved[-1]}" if saved else "the beginning (no checkpoint was due yet)"
+                err.print(f"the same command continues from {place}", highlight=False)
+                raise
     final_step, best = max(first_step, last_step), best_step(run.directory)
     assert best is not None
     with Checkpoints(run.directory, read_only=True) as checkpoints:

@@ -26,7 +26,7 @@ from wmtp_jax.data.sample import draw
 from wmtp_jax.data.store import data_fingerprint, open_split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
-from wmtp_jax.load import ModelSource, find_model
+from wmtp_jax.load import ModelSource, find_model, split_step
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import resolve_shape
@@ -177,11 +177,17 @@ def build_run(stage: Stage, settings: Settings) -> Run:
     tokenizer = load_tokenizer(find_tokenizer(settings, source))
     sampling, dataset = settings.data_sampling, settings.dataset
     rows, reports = {}, {}
-    for name, count in (("train", sampling.n_samples), ("valid", sampling.n_validation_samples)):
+    for name, setting in (("train", "n_samples"), ("valid", "n_validation_samples")):
         split = open_split(dataset.path, name)
         wanted = split.is_correct if stage.correct_only else np.ones(len(split), bool)
         kind = "correct solutions" if stage.correct_only else "solutions"
-        chosen = draw(np.flatnonzero(wanted), count, sampling.seed, f"{kind} in {split.path}")
+        chosen = draw(
+            np.flatnonzero(wanted),
+            getattr(sampling, setting),
+            sampling.seed,
+            f"{kind} in {split.path}",
+            f"data_sampling.{setting}",
+        )
         rows[name], reports[name] = build_rows(
             split,
             chosen,
@@ -215,7 +221,8 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
       UserError: what is at hand does not fit, or there is no architecture to count.
     """
     missing = []
-    if settings.model.path is not None and not settings.model.path.exists():
+    model_there = settings.model.path is None or split_step(settings.model.path)[0].exists()
+    if not model_there:
         missing.append(f"the model is not at {settings.model.path}")
     if not settings.dataset.path.exists():
         missing.append(f"the data set is not at {settings.dataset.path}")
@@ -223,7 +230,7 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
         run = build_run(stage, settings)
         return run.config, run.schedule, missing
     config = settings.model.architecture
-    if settings.model.path is None or settings.model.path.exists():
+    if model_there:
         config, _ = find_architecture(settings)
     if config is None:
         raise UserError(f"{missing[0]}, and model.architecture is not set: there is nothing to count")
@@ -252,10 +259,16 @@ def check_directory(run: Run) -> list[int]:
 
 def _check_same_run(run: Run) -> None:
     directory = run.directory
-    before = {
-        **flatten(yaml.safe_load((directory / SETTINGS_FILE).read_text())),
-        **_identity(json.loads((directory / RUN_FILE).read_text())),
-    }
+    try:
+        before = {
+            **flatten(yaml.safe_load((directory / SETTINGS_FILE).read_text())),
+            **_identity(json.loads((directory / RUN_FILE).read_text())),
+        }
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{directory}: {SETTINGS_FILE} or {RUN_FILE} is damaged ({error}); restore it, or start another run "
+            "with --override checkpoint.save_dir=..."
+        ) from error
     now = {
         **flatten(yaml.safe_load(as_yaml(run.settings))),
         **_identity({"stage": run.stage.name, "data_fingerprint": run.fingerprint}),

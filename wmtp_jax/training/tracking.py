@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from wmtp_jax.config import Environment, Settings, flatten
 from wmtp_jax.console import err
@@ -114,12 +115,13 @@ class MlflowRun:
             logging.getLogger(name).setLevel(logging.ERROR)
         client = mlflow.MlflowClient(tracking_uri=self.uri)
         note = self._directory / MLFLOW_FILE
-        if note.exists() and (known := json.loads(note.read_text()))["uri"] == self.uri:
+        address = _without_credentials(self.uri)
+        if note.exists() and (known := json.loads(note.read_text()))["uri"] == address:
             run_id = known["run_id"]
             client.update_run(run_id, status="RUNNING")
         else:
             run_id = self._create(client)
-            note.write_text(json.dumps({"uri": self.uri, "run_id": run_id}) + "\n")
+            note.write_text(json.dumps({"uri": address, "run_id": run_id}) + "\n")
             values = flatten(self._settings.model_dump(mode="json"))
             client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in values.items()])
         finished = False
@@ -150,3 +152,9 @@ class MlflowRun:
         if self._settings.experiment.description:
             tags["mlflow.note.content"] = self._settings.experiment.description
         return client.create_run(experiment_id, run_name=self._settings.experiment.name, tags=tags).info.run_id
+
+
+def _without_credentials(uri: str) -> str:
+    """An address as it may stand in a file: without user and password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
