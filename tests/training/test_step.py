@@ -86,6 +86,23 @@ def test_accumulation_equals_one_large_batch(single, accumulation: int):
     assert_same(single, train((1, 1, 1), accumulation))
 
 
+def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
+    """64 micro-batches: sums in bfloat16 (8 bits) would lose the small ones."""
+    rows = make_rows(0, n_rows=64)
+    rate = learning_rate_schedule(SETTINGS, STEPS)
+    optimizer = make_optimizer(SETTINGS, rate)
+    rounded = store.random_params(CONFIG, 0, "bfloat16", make_mesh((-1, 1, 1)))
+    norms = {}
+    for dtype, accumulation in (("float32", 1), ("bfloat16", 64)):
+        graphdef, _ = store.build(CONFIG, param_dtype=dtype)
+        state = init_state(jax.tree.map(lambda p, d=dtype: p.astype(d), rounded), optimizer)
+        step = jax.jit(make_train_step(graphdef, optimizer, rate, STAGES["baseline"], CONFIG.n_future_tokens))
+        after, metrics = step(state, split(rows, accumulation))
+        assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
+        norms[dtype] = float(metrics["train/grad_norm"])
+    assert norms["bfloat16"] == pytest.approx(norms["float32"], rel=1e-3)
+
+
 @pytest.mark.parametrize("mesh", [(1, 4, 1), (2, 2, 1), (1, 2, 2)], ids=str)
 def test_sharded_equals_single_device(single, mesh, capfd):
     assert_same(single, train(mesh, accumulation=2))

@@ -29,8 +29,13 @@ def make_optimizer(settings: TrainingSettings, schedule: optax.Schedule) -> opta
         """Weight decay shrinks matrices; the scale of a norm has no direction to shrink to."""
         return jax.tree_util.tree_map_with_path(lambda path, _: not parameter_name(path).endswith("scale"), params)
 
+    def like_params(grads: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        """Clipped in float32, then in the type of the parameters, which AdamW's moments share."""
+        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+
     return optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
+        optax.stateless(like_params),
         optax.adamw(
             schedule,
             b1=settings.adam_b1,

@@ -69,7 +69,7 @@ def make_train_step(
 
         def accumulate(total: Any, micro: Rows) -> tuple[Any, None]:
             (loss, sums_n), grads = jax.value_and_grad(micro_loss, has_aux=True)(state.params, micro, counts_n)
-            return jax.tree.map(jnp.add, total, (loss, sums_n, grads)), None  # a float32 sum of any type
+            return jax.tree.map(jnp.add, total, (loss, sums_n, grads)), None
 
         if rows.tokens.shape[0] == 1:  # nothing to sum: no second copy of the gradients
             (loss, sums_n), grads = jax.value_and_grad(micro_loss, has_aux=True)(
@@ -77,9 +77,8 @@ def make_train_step(
             )
         else:
             zero_grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-            zeros = jnp.zeros(()), jnp.zeros(n_heads), zero_grads
-            (loss, sums_n, grads), _ = jax.lax.scan(accumulate, zeros, rows)
-            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+            (loss, sums_n, grads), _ = jax.lax.scan(accumulate, (jnp.zeros(()), jnp.zeros(n_heads), zero_grads), rows)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)  # norms and sums are float32
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
