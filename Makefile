@@ -1,4 +1,4 @@
-# make demo   set up and train the micro baseline on the embedded problems (about ten minutes)
+# make demo   set up and train the micro baseline on the embedded problems (about six minutes)
 # make test   what CI runs          make lint   style and types
 # make schema settings reference    make bench  benchmarks         make clean
 
