@@ -114,8 +114,11 @@ def test_a_finished_run_says_so_and_changes_nothing(whole, train_command, capsys
 def test_another_mesh_gives_the_same_run(whole, train_command, tmp_path: Path):
     folder, _ = whole
     train_command(tmp_path / "run", *LONG, "training.max_steps=20")
-    other = ("runtime.mesh={data: 2, fsdp: 2, tensor: 1}",)
-    train_command(tmp_path / "run", *LONG, *other)
+    train_command(tmp_path / "run", *LONG, "training.max_steps=30", "runtime.mesh={data: 2, fsdp: 2, tensor: 1}")
+    fewer_readers = (*LONG, "runtime.mesh={data: 1, fsdp: 1, tensor: 4}")
+    with pytest.raises(UserError, match=r"rows per step .*: 8 there, 2 now"):
+        train_command(tmp_path / "run", *fewer_readers)
+    train_command(tmp_path / "run", *fewer_readers, "training.gradient_accumulation_steps=8")
     for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 

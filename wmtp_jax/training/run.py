@@ -36,9 +36,12 @@ from wmtp_jax.training.tracking import MLFLOW_FILE
 
 SETTINGS_FILE, RUN_FILE = "settings.yaml", "run.json"
 
-# What may differ when a run is continued: it changes neither the updates nor their order.
+# What may differ when a run is continued: it changes neither the updates nor their order. How a step's
+# rows are divided is free; how many there are is not, see `_identity`.
 _FREE = (
     "training.max_steps",
+    "training.batch_size",
+    "training.gradient_accumulation_steps",
     "checkpoint.",
     "tracking.",
     "runtime.mesh.",
@@ -271,7 +274,7 @@ def _check_same_run(run: Run) -> None:
         ) from error
     now = {
         **flatten(yaml.safe_load(as_yaml(run.settings))),
-        **_identity({"stage": run.stage.name, "data_fingerprint": run.fingerprint}),
+        **_identity(_record(run)),
     }
     names = [name for name in {**before, **now} if not name.startswith(_FREE)]
     different = [name for name in names if before.get(name) != now.get(name)]
@@ -284,8 +287,23 @@ def _check_same_run(run: Run) -> None:
         )
 
 
+def _record(run: Run) -> dict[str, Any]:
+    """What ``run.json`` says of a run beside its settings."""
+    return {
+        "stage": run.stage.name,
+        "data_fingerprint": run.fingerprint,
+        "rows_per_step": run.schedule.rows_per_step,
+    }
+
+
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    return {"stage": record.get("stage"), "data fingerprint": record.get("data_fingerprint")}
+    """The entries of ``run.json`` that must stay the same, by names for people."""
+    return {
+        "stage": record.get("stage"),
+        "data fingerprint": record.get("data_fingerprint"),
+        "rows per step (training.batch_size x training.gradient_accumulation_steps x runtime.mesh.data x "
+        "runtime.mesh.fsdp)": record.get("rows_per_step"),
+    }
 
 
 def write_run_files(run: Run) -> None:
@@ -298,8 +316,7 @@ def write_run_files(run: Run) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         record = {
-            "stage": run.stage.name,
-            "data_fingerprint": run.fingerprint,
+            **_record(run),
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "versions": {"python": platform.python_version()}
