@@ -27,8 +27,9 @@ from wmtp_jax.training.step import init_state, make_eval_step, make_train_step, 
 
 CONFIG = ModelConfig(dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=52, ffn_dim=64, n_future_tokens=2)
 # Adam divides by the gradient's size: with its usual epsilon a gradient that is zero but for rounding becomes
-# a full step, and two ways of adding the same numbers would differ by it.
-SETTINGS = TrainingSettings(batch_size=1, n_epochs=1, learning_rate=1e-2, warmup_ratio=0.1, adam_eps=1e-4)
+# a full step, and two ways of adding the same numbers would differ by it. At 1e-3 half of the parameters still
+# move by more than 3e-3, thousands of tolerances, and rounding stays below a fifth of one on every CPU tried.
+SETTINGS = TrainingSettings(batch_size=1, n_epochs=1, learning_rate=1e-2, warmup_ratio=0.1, adam_eps=1e-3)
 STEPS = 10
 
 
