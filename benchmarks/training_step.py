@@ -119,16 +119,18 @@ def _time_ours(settings: Settings, config: ModelConfig, rows: Rows, steps: int) 
 
 
 def _time_torch(settings: Settings, config: ModelConfig, rows: Rows, steps: int) -> float:
-    """Seconds of one update of the same model in eager PyTorch (the reference of the tests)."""
+    """Seconds of one update of the same model in eager PyTorch (the reference of `conversion verify`)."""
     import torch
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import torch_reference
 
-    from conversion.meta_mtp import meta_shapes
+    from conversion.layout import places
+    from conversion.meta_mtp import LAYOUT
+    from conversion.torch_reference import forward
 
     params = {**vars(config)}
-    tensors = {n: torch.nn.Parameter(0.02 * torch.randn(shape)) for n, shape in meta_shapes(config).items()}
+    tensors = {n: torch.nn.Parameter(0.02 * torch.randn(shape)) for n, (_, _, shape) in places(LAYOUT, config).items()}
     training = settings.training
     optimizer = torch.optim.AdamW(
         tensors.values(),
@@ -140,7 +142,7 @@ def _time_torch(settings: Settings, config: ModelConfig, rows: Rows, steps: int)
 
     def once() -> None:
         optimizer.zero_grad()
-        torch_reference.loss(torch_reference.forward(tensors, params, tokens), tokens, first_target=1).backward()
+        torch_reference.loss(forward(tensors, params, tokens), tokens, first_target=1).backward()
         torch.nn.utils.clip_grad_norm_(tensors.values(), training.max_grad_norm)
         optimizer.step()
 

@@ -207,7 +207,7 @@ def test_existing_output_is_kept_until_the_new_one_is_whole(tmp_path: Path):
     out = tmp_path / "out"
     run_codecontests(good, out)
     before = data_fingerprint(out)
-    with pytest.raises(UserError, match="exists; give another --output, or --overwrite"):
+    with pytest.raises(UserError, match="exists; give another destination, or --overwrite"):
         run_codecontests(good, out)
     with pytest.raises(UserError, match="broken JSON"):
         run_codecontests(bad, out, "--overwrite")
@@ -289,6 +289,3 @@ def test_a_set_without_manifest_still_has_a_fingerprint(small: Path):
     before = data_fingerprint(small)
     (small / "dataset.json").unlink()
     assert data_fingerprint(small) == before
-    (small / "dataset.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
-        data_fingerprint(small)

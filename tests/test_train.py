@@ -172,8 +172,8 @@ def test_a_run_directory_of_other_settings_is_refused(whole, train_command, chan
 
 def test_a_run_directory_of_other_data_is_refused(whole, train_command, tiny_data: Path, tmp_path: Path):
     shutil.copytree(tiny_data, tmp_path / "data")
-    manifest = json.loads((tmp_path / "data/dataset.json").read_text())
-    (tmp_path / "data/dataset.json").write_text(json.dumps({**manifest, "fingerprint": "other"}))
+    rows = (tmp_path / "data/train.jsonl").read_text()
+    (tmp_path / "data/train.jsonl").write_text(rows.replace("print it plus 7", "print it plus 8"))
     with pytest.raises(UserError, match="data fingerprint"):
         train_command(whole[0], *LONG, f"dataset.path={tmp_path / 'data'}")
 

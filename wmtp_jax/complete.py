@@ -15,9 +15,9 @@ EPILOG = """example:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    for name, low in (("count", 1), ("seed", 0)):
+    for name, low in (("count", 1), ("seed", 0), ("max_length", 2)):
         if getattr(args, name) < low:
-            raise UserError(f"--{name} {getattr(args, name)}: it must be {low} or more")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: it must be {low} or more")
     figures = complete(args.model, args.data, args.split, args.count, args.seed, args.max_length)
     if args.json:
         print_json({"completions": figures})

@@ -6,21 +6,30 @@ schema that editors use. A settings file is plain YAML: no includes, no interpol
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from wmtp_jax.errors import UserError
 from wmtp_jax.models.config import ModelConfig
 
+
+def _without_zero_byte(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("a path has no zero byte in it")
+    return path
+
+
 DType = Literal["float32", "bfloat16"]
-FilePath = Annotated[Path, Field(strict=False)]
+FilePath = Annotated[Path, Field(strict=False), AfterValidator(_without_zero_byte)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -74,7 +83,7 @@ class DatasetSettings(_Part):
 
     path: FilePath = Field(description="Processed data set, as `python -m wmtp_jax.prepare` writes it.")
     max_length: int = Field(
-        2048, ge=8, description="Tokens in a row. A longer example is left out and counted, never cut."
+        2048, ge=8, le=2**20, description="Tokens in a row. A longer example is left out and counted, never cut."
     )
     packing: bool = Field(
         False,
@@ -92,18 +101,18 @@ class DataSamplingSettings(_Part):
     n_validation_samples: int | None = Field(
         None, ge=1, description="Examples of the split `valid` that val/* is computed on. null: all."
     )
-    seed: int = Field(42, ge=0, description="Seed of the draw and of the order of rows.")
+    seed: Seed = Field(42, description="Seed of the draw and of the order of rows.")
 
 
 class TrainingSettings(_Part):
     """How long, how fast, in what portions."""
 
-    batch_size: int = Field(ge=1, description="Rows a device reads at once.")
+    batch_size: int = Field(ge=1, le=2**20, description="Rows a device reads at once.")
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Batches summed into one update; the result equals one large batch."
+        1, ge=1, le=2**20, description="Batches summed into one update; the result equals one large batch."
     )
     n_epochs: float = Field(
-        gt=0, description="Passes over the rows, fractions allowed; the learning-rate schedule spans them."
+        gt=0, le=1e6, description="Passes over the rows, fractions allowed; the learning-rate schedule spans them."
     )
     max_steps: int | None = Field(
         None,
@@ -170,7 +179,7 @@ class MeshSettings(_Part):
 class RuntimeSettings(_Part):
     """What the run runs on."""
 
-    seed: int = Field(42, ge=0, description="Seed of random weights and of everything random in a step.")
+    seed: Seed = Field(42, description="Seed of random weights and of everything random in a step.")
     mesh: MeshSettings = Field(MeshSettings(), description="The device mesh.")
     compilation_cache: FilePath | None = Field(
         Path("storage/cache/xla"),
@@ -223,6 +232,15 @@ class Environment(BaseSettings):
     mlflow_tracking_password: SecretStr | None = None
 
 
+def read_environment() -> Environment:
+    """The credentials. Raises UserError where ``.env`` is no text or holds something else."""
+    try:
+        return Environment()
+    except (UnicodeDecodeError, ValidationError, OSError) as error:
+        # Not the message: it may repeat what stands in the file.
+        raise UserError(f".env: cannot be read ({type(error).__name__}); see .env.example") from None
+
+
 def production_preset(stage: str) -> Path:
     """The settings file that a stage uses when none is named."""
     return Path("configs") / stage / f"{stage}.yaml"
@@ -242,7 +260,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
         if not separator or not all(key.split(".")):
             raise UserError(f"--override {override!r}: expected a.b=value, e.g. training.max_steps=20")
         _assign(values, key.split("."), _parse_value(override, text), override)
-        origin[key] = f"--override {override}"
+        origin[key] = f"--override {key}"  # not the value: it may be a secret
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -271,6 +289,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(problem=f"{key!r} cannot be a key", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -304,7 +324,7 @@ def _parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{where}{place}: not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{where}: not valid YAML: {error}") from error
 
 
@@ -323,9 +343,11 @@ def _assign(values: dict[str, Any], keys: list[str], value: Any, override: str) 
 
 
 def _describe(item: dict[str, Any], path: Path, origin: dict[str, str]) -> str:
-    location = [str(part) for part in item["loc"] if part not in ("ModelConfig", "function-after")]
+    location = [str(part) for part in item["loc"] if part not in ("ModelConfig", "RopeScaling", "function-after")]
     name = ".".join(location)
-    where = next((source for key, source in origin.items() if name == key or name.startswith(key + ".")), path)
+    # An override inside the part at fault counts too: the part's own rule may have been broken by it.
+    related = (key for key in origin if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}."))
+    where = next((origin[key] for key in related), path)
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_names(location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
@@ -336,6 +358,8 @@ def _describe(item: dict[str, Any], path: Path, origin: dict[str, str]) -> str:
     if item["type"] in ("missing", "missing_keyword_only_argument"):
         return f"{where}: the setting {name} is missing; configs/README.md says what it is"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "string_type":
+        message += " (put it in quotes)"
     found = "" if isinstance(item["input"], dict) else f", found {item['input']!r}"
     return f"{where}: {name + ': ' if name else ''}{message}{found}"
 
@@ -344,11 +368,14 @@ def _known_names(location: list[str]) -> list[str]:
     """Names of the settings in the part at ``location``."""
     part: Any = Settings
     for key in location:
-        annotation = part.model_fields[key].annotation
-        part = next((t for t in (annotation, *get_args(annotation)) if t is ModelConfig or _is_part(t)), None)
+        annotation = get_type_hints(part).get(key)
+        options = (annotation, *get_args(annotation))
+        part = next((option for option in options if dataclasses.is_dataclass(option) or _is_part(option)), None)
         if part is None:
             return []
-    return list(part.__dataclass_fields__ if part is ModelConfig else part.model_fields)
+    return (
+        [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else [*part.model_fields]
+    )
 
 
 def _elsewhere(key: str) -> str | None:

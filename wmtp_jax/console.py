@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
@@ -41,10 +42,11 @@ class Steps:
       description: what is being done, e.g. ``"running programs"``.
       total: how many units there are; None where it is not known.
       every: off a terminal, a line is printed each time another ``every`` fraction is done.
+      in_bytes: units are bytes, and are shown as MB or GB.
     """
 
-    def __init__(self, description: str, total: int | None = None, every: float = 0.1):
-        self._description, self._total, self._every = description, total, every
+    def __init__(self, description: str, total: int | None = None, every: float = 0.1, in_bytes: bool = False):
+        self._description, self._total, self._every, self._in_bytes = description, total, every, in_bytes
         self._done, self._next_line = 0, every
         self._progress: Progress | None = None
         if err.is_terminal:
@@ -52,7 +54,7 @@ class Steps:
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=16),  # all columns fit into 80 characters
-                MofNCompleteColumn(),
+                DownloadColumn() if in_bytes else MofNCompleteColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
@@ -80,10 +82,13 @@ class Steps:
         if self._done >= self._next_line * total:
             while self._done >= self._next_line * total:
                 self._next_line += self._every
-            done = f"{self._done:,}"
+            done = self._amount(self._done)
             if self._total:
-                done += f"/{self._total:,} ({100 * self._done // self._total}%)"
+                done += f"/{self._amount(self._total)} ({100 * self._done // self._total}%)"
             err.print(f"{self._description}: {done} {note}".rstrip(), highlight=False, soft_wrap=True)
+
+    def _amount(self, value: int) -> str:
+        return f"{value / 1e6:,.0f} MB" if self._in_bytes else f"{value:,}"
 
     def note(self, text: str) -> None:
         """Prints a line of its own, above the bar."""

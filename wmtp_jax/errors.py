@@ -1,5 +1,6 @@
 """The two ways a command can end badly, and the one place that turns them into exit codes."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -26,10 +27,14 @@ def run_command(main: Callable[[list[str] | None], int], argv: list[str] | None 
     """
     try:
         code = main(argv)
+        sys.stdout.flush()
     except (UserError, Failure) as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         code = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         err.print("interrupted")
         code = 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is flushed into the pipe at exit
+        code = 1
     sys.exit(code)

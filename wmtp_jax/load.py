@@ -1,20 +1,23 @@
-"""Where a model comes from: our model directory, a training run, or Meta's layout."""
+"""Where a model comes from: our model directory, a training run, or a foreign checkpoint as it is."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from conversion import meta_mtp
+from conversion.layout import tree_to_ours
+from conversion.source import Source, is_foreign, open_source
 from wmtp_jax.errors import UserError
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.models.lora import LoRAConfig, merge
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import parameter_shardings
@@ -25,14 +28,26 @@ class ModelSource(NamedTuple):
     """A model found on disk.
 
     Attributes:
-      config: its architecture.
-      directory: what holds the weights: a folder with ``params/``, or a checkpoint in Meta's layout.
+      description: architecture, adapter, where it is from.
+      directory: what holds the weights: a folder with ``params/``, or a foreign checkpoint.
       tokenizer: its tokenizer's folder, if it brings one.
+      foreign: the checkpoint, where it is in a foreign layout.
     """
 
-    config: ModelConfig
+    description: store.Description
     directory: Path
     tokenizer: Path | None
+    foreign: Source | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The architecture."""
+        return self.description.config
+
+    @property
+    def adapter(self) -> LoRAConfig | None:
+        """The adapter in ``adapter/``, if there is one."""
+        return self.description.adapter
 
 
 def find_model(path: Path | str) -> ModelSource:
@@ -40,29 +55,32 @@ def find_model(path: Path | str) -> ModelSource:
 
     Args:
       path: a model directory; a run directory (its best step), ``RUN@latest``, ``RUN@<step>``; or a
-        directory with ``consolidated.pth`` and ``params.json`` in Meta's layout.
+        foreign checkpoint: Meta's multi-token-prediction layout, LlamaForCausalLM, Starling-RM.
 
     Raises:
       UserError: nothing of that kind is there.
     """
     directory, wanted = split_step(path)
     if not directory.is_dir():
-        raise UserError(f"{path}: no such model; give a model directory, a run directory, or one in Meta's layout")
-    if meta_mtp.is_meta_checkpoint(directory):
-        return ModelSource(meta_mtp.read_config(directory), directory, None)
+        raise UserError(f"{path}: no such model; give a model directory, a run directory, or a PyTorch checkpoint")
+    if is_foreign(directory):
+        source = open_source(directory)
+        readable = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        description = store.Description(source.config, None, {"format": source.layout.name})
+        return ModelSource(description, directory, directory if readable else None, source)
     try:
-        config = store.read_config(directory)
+        description = store.read_description(directory)
     except ValueError as error:
         raise UserError(
             f"{error}. A model directory holds {store.CONFIG_FILE} and {store.PARAMS_FOLDER}/, a run directory "
-            f"{store.CONFIG_FILE} and {CHECKPOINTS_FOLDER}/, a checkpoint in Meta's layout "
-            f"{meta_mtp.CHECKPOINT} and {meta_mtp.PARAMS}"
+            f"{store.CONFIG_FILE} and {CHECKPOINTS_FOLDER}/; a PyTorch checkpoint is read too "
+            "(`python -m conversion inspect` says what it is)"
         ) from error
     tokenizer = directory / store.TOKENIZER_FOLDER
     weights = directory
     if (directory / CHECKPOINTS_FOLDER).is_dir():
         weights = step_directory(directory, _choose_step(directory, wanted))
-    return ModelSource(config, weights, tokenizer if tokenizer.is_dir() else None)
+    return ModelSource(description, weights, tokenizer if tokenizer.is_dir() else None)
 
 
 def split_step(path: Path | str) -> tuple[Path, str]:
@@ -79,12 +97,20 @@ def load_params(source: ModelSource, shapes: object, mesh: Mesh) -> object:
     Raises:
       UserError: the weights are damaged or of other shapes.
     """
-    if meta_mtp.is_meta_checkpoint(source.directory):
-        _, tensors = meta_mtp.load(source.directory)
-        placed = jax.tree.map(lambda x, shape: jnp.asarray(x, shape.dtype), tensors, shapes)
-        return jax.device_put(placed, parameter_shardings(shapes, mesh))
+    if source.foreign:
+        # One tensor after another is mapped, turned and stacked; the file is never in memory as a whole.
+        tensors = {name: tensor.read() for name, tensor in source.foreign.tensors.items()}
+        ours = tree_to_ours(tensors, source.foreign.layout, source.config)
+
+        def place(leaf: Any, values: Any, sharding: Any) -> jax.Array:
+            return jax.device_put(np.asarray(values, leaf.dtype), sharding)
+
+        return jax.tree.map(place, shapes, ours, parameter_shardings(shapes, mesh))
     try:
-        return store.read_params(source.directory, shapes, mesh)
+        params = store.read_params(source.directory, shapes, mesh)
+        if source.adapter is None:
+            return params
+        return merge(params, store.read_adapter(source.directory, mesh), source.adapter)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -93,6 +119,8 @@ def load_model(
     path: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
 ) -> MTPTransformer:
     """Loads a model: ``model(tokens)`` gives float32 logits (batch, sequence, n_future, vocabulary).
+
+    A model with a value head gives ``model.values(tokens)``, float32 (batch, sequence).
 
     Args:
       path: as in `find_model`.

@@ -10,6 +10,7 @@ from typing import Any
 from wmtp_jax.console import Steps, out, print_json, table
 from wmtp_jax.data import sources
 from wmtp_jax.data.store import TOKENIZER, Writer, create_dataset, open_split
+from wmtp_jax.data.tokenize import SMALLEST_VOCABULARY
 from wmtp_jax.errors import UserError, run_command
 
 DATASETS = ("mini", "codecontests", "mbpp", "humaneval")
@@ -90,6 +91,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < low:
             raise UserError(f"--{name} {value}: it must be {low} or more")
+    if args.dataset == "mini" and args.vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"--vocab-size {args.vocab_size}: it must be {SMALLEST_VOCABULARY} or more")
     if not 0 <= args.validation_fraction < 1:
         raise UserError(f"--validation-fraction {args.validation_fraction}: it must be at least 0 and below 1")
 

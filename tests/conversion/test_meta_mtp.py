@@ -14,6 +14,9 @@ from flax import nnx
 
 import wmtp_jax
 from conversion import meta_mtp
+from conversion.layout import tree_to_ours, tree_to_theirs
+from conversion.source import open_source
+from conversion.torch_reference import forward
 from wmtp_jax.errors import UserError
 from wmtp_jax.losses.cross_entropy import token_cross_entropy
 from wmtp_jax.losses.mtp import head_counts, head_sums, mean_over_heads, mtp_targets
@@ -29,9 +32,14 @@ SHAPES = {
 }
 
 
+def load(directory: Path):
+    source = open_source(directory)
+    return source.config, tree_to_ours({k: t.read() for k, t in source.tensors.items()}, source.layout, source.config)
+
+
 def loss_and_gradients(directory: Path, tokens: np.ndarray, mask: np.ndarray):
     """Our loss and its gradients by Meta's names."""
-    config, params = meta_mtp.load(directory)
+    config, params = load(directory)
     graphdef, _ = store.build(config)
 
     def loss(params):
@@ -41,7 +49,7 @@ def loss_and_gradients(directory: Path, tokens: np.ndarray, mask: np.ndarray):
         return mean_over_heads(head_sums(ce, jnp.ones_like(ce), valid), head_counts(valid))
 
     value, grads = jax.jit(jax.value_and_grad(loss))(jax.tree.map(jnp.asarray, params))
-    return float(value), meta_mtp.to_meta(grads, config)
+    return float(value), tree_to_theirs(grads, meta_mtp.LAYOUT, config)
 
 
 @pytest.mark.parametrize("name", ["tiny_meta_mtp", "tiny_meta_mtp_gqa"])
@@ -69,7 +77,7 @@ def test_equals_pytorch_logits_and_gradients(changes: dict, tmp_path: Path):
     tokens = np.random.default_rng(1).integers(0, params["vocab_size"], (2, 17))
     for tensor in tensors.values():
         tensor.requires_grad_()
-    theirs = reference.forward(tensors, params, torch.from_numpy(tokens))
+    theirs = forward(tensors, params, torch.from_numpy(tokens))
     their_loss = reference.loss(theirs, torch.from_numpy(tokens), first_target=5)
     their_loss.backward()
 
@@ -83,10 +91,10 @@ def test_equals_pytorch_logits_and_gradients(changes: dict, tmp_path: Path):
         np.testing.assert_allclose(grads[name], tensor.grad.numpy(), atol=1e-5 * scale, rtol=1e-4, err_msg=name)
 
 
-def test_to_meta_is_the_inverse_bit_for_bit(tmp_path: Path):
+def test_tree_to_theirs_is_the_inverse_bit_for_bit(tmp_path: Path):
     tensors = reference.random_checkpoint(tmp_path, dtype=torch.bfloat16, n_kv_heads=2)
-    config, params = meta_mtp.load(tmp_path)
-    back = meta_mtp.to_meta(params, config)
+    config, params = load(tmp_path)
+    back = tree_to_theirs(params, meta_mtp.LAYOUT, config)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert back[name].dtype.name == "bfloat16"

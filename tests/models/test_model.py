@@ -88,7 +88,7 @@ def test_bfloat16_compute_keeps_float32_weights_and_logits():
         ({"dim": 30}, "dim 30 is not a multiple of n_heads 4"),
         ({"dim": 36}, "must be even"),
         ({"n_kv_heads": 3}, "not a multiple of n_kv_heads"),
-        ({"n_future_tokens": 4}, "must be above n_future_tokens"),
+        ({"n_future_tokens": 5}, "must be at least n_future_tokens"),
         ({"vocab_size": 0}, "vocab_size is 0"),
     ],
 )
@@ -104,9 +104,9 @@ def test_store_round_trip(model, tmp_path):
 
     _, shapes = store.build(CONFIG)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    store.write_config(tmp_path, CONFIG, {"start": "test"})
+    store.write_description(tmp_path, CONFIG, {"start": "test"})
     store.write_params(tmp_path, params)
-    assert store.read_config(tmp_path) == CONFIG
+    assert store.read_description(tmp_path) == (CONFIG, None, {"start": "test"})
     back = store.read_params(tmp_path, shapes, make_mesh((1, 4, 1)))
     jax.tree.map(np.testing.assert_array_equal, params, back)
     assert len(back["output"]["kernel"].sharding.device_set) == 4

@@ -27,6 +27,7 @@ def draw(candidates: np.ndarray, n_samples: int | None, seed: int, what: str, se
         return np.sort(candidates)
     if n_samples > len(candidates):
         raise UserError(
-            f"{setting} asks for {n_samples:,}, but there are {len(candidates):,} {what}; ask for as many or fewer"
+            f"{setting} asks for {n_samples:,}, but there are {len(candidates):,} {what}; ask for as many or fewer "
+            "(null: all)"
         )
     return np.sort(np.random.default_rng(seed).choice(candidates, n_samples, replace=False))

@@ -78,7 +78,7 @@ class CodeContestsRow(_Record):
     public_tests: TestCases = TestCases()
     private_tests: TestCases = TestCases()
     generated_tests: TestCases = TestCases()
-    difficulty: int = 0
+    difficulty: int = Field(0, ge=-(2**63), lt=2**63)
     cf_tags: list[str] = []
     time_limit: TimeLimit | None = None
     solutions: Solutions
@@ -140,11 +140,18 @@ def parse_json(line: bytes | str, where: str) -> Any:
       UserError: it is not JSON; ``where`` (file and line) is named.
     """
     try:
-        return json.loads(line.strip())
+        value = json.loads(line.strip())
+        if (b"\\ud" in line.lower()) if isinstance(line, bytes) else ("\\ud" in line.lower()):
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        return value
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: not text ({error.reason}); mend or remove that line") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}, column {error.colno}: broken JSON ({error.msg}); mend or remove that line") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets by the thousand
+        raise UserError(f"{where}: cannot be read ({str(error)[:60]}); mend or remove that line") from None
 
 
 def validate(model: type[_Record], value: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,9 +100,13 @@ def humaneval(source: Path) -> Iterator[Problem]:
 
 def mbpp(source: Path) -> Iterator[Problem]:
     """MBPP: split by task_id as published (11-510 test, 511-600 validation, 601-974 train, 1-10 prompts)."""
+    seen: dict[int, str] = {}
     for raw in _read_rows(source):
         row = validate(MbppRow, raw.fields, raw.where)
         number = row.task_id
+        if number in seen:
+            raise UserError(f"{raw.where}: task_id {number} stands at {seen[number]} already; remove one")
+        seen[number] = raw.where
         # The ten few-shot prompts stand in no split of their own: they are no test problems.
         split = "test" if 11 <= number <= 510 else "valid" if 511 <= number <= 600 else "train"
         name = f"mbpp/{number}"
@@ -196,7 +201,7 @@ def _read_rows(source: Path) -> Iterator[RawRow]:
         if not _is_data_file(source):
             raise UserError(f"{source}: expected .parquet, .jsonl or .jsonl.gz")
     else:
-        files = sorted(path for path in source.rglob("*") if _is_data_file(path))
+        files = sorted(path for path in source.rglob("*") if _is_data_file(path) and path.is_file())
         if not files:
             raise UserError(f"{source}: holds no .parquet, .jsonl or .jsonl.gz file")
     empty = True
@@ -215,14 +220,14 @@ def _is_data_file(path: Path) -> bool:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[Any, str]]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        try:
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     where = f"{path} line {number}"
                     yield parse_json(line, where), where
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise UserError(f"{path}: damaged ({error}); copy or download it again") from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path}: cannot be read or damaged ({error}); copy or download it again") from error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[Any, str]]:

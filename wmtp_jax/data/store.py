@@ -15,8 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 
 from wmtp_jax.data.schema import Example, parse_example
 from wmtp_jax.errors import UserError
+from wmtp_jax.files import new_directory, reading
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
@@ -55,7 +55,7 @@ class Split:
     def read(self, rows: Sequence[int] | np.ndarray) -> list[Example]:
         """Reads rows by number, in the order asked for. Raises UserError naming file and line."""
         examples = []
-        with self.path.open("rb") as file:
+        with reading(self.path), self.path.open("rb") as file:
             for row in rows:
                 file.seek(int(self._offset[row]))
                 examples.append(parse_example(file.readline(), f"{self.path} line {int(row) + 1}"))
@@ -100,7 +100,7 @@ class Writer:
             **facts,
             "splits": self.counts(),
             "left_out": dict(sorted(self.left_out.items())),
-            "fingerprint": _hash_splits(self.directory),
+            "fingerprint": data_fingerprint(self.directory),
         }
         (self.directory / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         return manifest
@@ -120,27 +120,16 @@ def create_dataset(directory: Path, overwrite: bool) -> Iterator[Writer]:
     Raises:
       UserError: ``directory`` exists and ``overwrite`` is not set, or it cannot be written.
     """
-    if directory.exists() and not overwrite:
-        raise UserError(f"{directory} exists; give another --output, or --overwrite to replace it")
-    if directory.exists() and any(directory.iterdir()) and not (directory / MANIFEST).exists():
-        raise UserError(f"{directory} is not a data set of ours and is not replaced; give another --output")
-    partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
-    replaced = directory.with_name(f"{directory.name}.replaced-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error.strerror}); give another --output") from error
-    writer = Writer(partial)
-    try:
-        yield writer
-        writer.close()
-        if directory.exists():
-            directory.rename(replaced)
-        partial.rename(directory)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        writer.close()
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_directory(directory, overwrite=overwrite, is_ours=_is_dataset, what="data set") as partial:
+        writer = Writer(partial)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def _is_dataset(directory: Path) -> bool:
+    return (directory / MANIFEST).exists()
 
 
 def open_split(directory: Path, name: str) -> Split:
@@ -157,7 +146,8 @@ def open_split(directory: Path, name: str) -> Split:
         if not directory.is_dir():
             raise UserError(
                 f"{directory}: no such data set; make it with `python -m wmtp_jax.prepare --dataset mini "
-                f"--output {directory}` (--help lists other data sets), or set dataset.path"
+                f"--output {directory}` (--help lists other data sets), or name another "
+                "(setting dataset.path, option --data)"
             )
         found = [split for split in SPLITS if (directory / f"{split}.jsonl").is_file()]
         raise UserError(
@@ -169,12 +159,14 @@ def open_split(directory: Path, name: str) -> Split:
         raise UserError(f"{path}: the split is empty; prepare the data set again")
     index_path = _index_path(path)
     if index_path.is_file():
-        with contextlib.suppress(ValueError, KeyError, OSError), np.load(index_path) as stored:
+        # What a damaged file raises; it is made again below.
+        damaged = ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile
+        with contextlib.suppress(*damaged), np.load(index_path) as stored:
             index = dict(stored)
             if int(index["size"]) == size:
                 return Split(path, index)
     built = _Index()
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             built.add(parse_example(line, f"{path} line {number}"), len(line))
     with contextlib.suppress(OSError):  # a read-only folder: the index in memory does
@@ -183,14 +175,18 @@ def open_split(directory: Path, name: str) -> Split:
 
 
 def data_fingerprint(directory: Path) -> str:
-    """SHA-256 of the splits, from the manifest, or computed where there is none."""
-    manifest = directory / MANIFEST
-    if manifest.is_file():
-        try:
-            return json.loads(manifest.read_text())["fingerprint"]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{manifest}: damaged ({error}); prepare the data set again") from error
-    return _hash_splits(directory)
+    """SHA-256 over the splits as they are now: a row mended by hand makes another data set.
+
+    Raises:
+      UserError: a split cannot be read.
+    """
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        path = directory / f"{split}.jsonl"
+        if path.is_file():
+            with reading(path), path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 class _Index:
@@ -204,7 +200,7 @@ class _Index:
     def add(self, example: Example, n_bytes: int) -> None:
         problem = self._problems.setdefault(example.task_id, len(self._problems))
         difficulty = example.metadata.get("difficulty")
-        difficulty = difficulty if isinstance(difficulty, int) else 0
+        difficulty = difficulty if isinstance(difficulty, int) and abs(difficulty) < 2**63 else 0
         self._rows.append((self._size, problem, example.is_correct, difficulty))
         self._size += n_bytes
 
@@ -231,13 +227,3 @@ class _Index:
 
 def _index_path(path: Path) -> Path:
     return path.with_suffix(".index.npz")
-
-
-def _hash_splits(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        path = directory / f"{split}.jsonl"
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from wmtp_jax.data.schema import Example
 
 RESPONSE_HEADER = "### Response:\n"
+_SPECIAL = ("<unk>", "<s>", "</s>")
+SMALLEST_VOCABULARY = 256 + len(_SPECIAL)  # of a byte-level tokenizer
 
 
 class TokenizedExample(NamedTuple):
@@ -79,18 +81,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> N
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    special = ["<unk>", "<s>", "</s>"]
-    if vocab_size < 256 + len(special):
+    if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(
-            f"a vocabulary of {vocab_size} cannot hold the 256 bytes and {len(special)} special tokens; "
-            f"give --vocab-size {256 + len(special)} or more"
+            f"a vocabulary of {vocab_size} cannot hold the 256 bytes and {len(_SPECIAL)} special tokens; "
+            f"give --vocab-size {SMALLEST_VOCABULARY} or more"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=special,
+        special_tokens=list(_SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

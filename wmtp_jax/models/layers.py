@@ -4,6 +4,7 @@ Shapes are written in names: B batch, S sequence, D model width, N attention hea
 heads, H width of one attention head, F feed-forward width.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.models.config import ModelConfig, RopeScaling
 
 
 def document_positions(segment_ids_BS: Array) -> Array:
@@ -27,11 +28,25 @@ def document_positions(segment_ids_BS: Array) -> Array:
     return index_S - jax.lax.cummax(start_BS, axis=1)
 
 
-def rotary_angles(positions_BS: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+def rotary_angles(positions_BS: Array, config: ModelConfig) -> tuple[Array, Array]:
     """Cosine and sine of the rotary angles (Su et al. 2021, arXiv 2104.09864), each (B, S, H/2) float32."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    exponents = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
+    frequency = _scaled(config.rope_theta**-exponents, config.rope_scaling)
     angle = positions_BS[..., None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
+
+
+def _scaled(frequency: Array, scaling: RopeScaling | None) -> Array:
+    """Frequencies (radians a token) stretched as `RopeScaling` says."""
+    if scaling is None:
+        return frequency
+    if scaling.rope_type == "linear":
+        return frequency / scaling.factor
+    # How many turns the pre-training length holds: few turns (a long wavelength) are stretched.
+    turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = jnp.clip(keep, 0.0, 1.0)
+    return keep * frequency + (1 - keep) * frequency / scaling.factor
 
 
 def apply_rotary(x_BSNH: Array, cos_BSh: Array, sin_BSh: Array) -> Array:
@@ -57,12 +72,12 @@ class Attention(nnx.Module):
     """Causal grouped-query self-attention with rotary positions."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **dtypes: Any):
-        self.head_dim = config.head_dim
-        kv_dim = config.n_kv_heads * config.head_dim
-        self.wq = linear(config.dim, config.dim, rngs, **dtypes)
+        self.head_dim = config.head_width
+        q_dim, kv_dim = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
+        self.wq = linear(config.dim, q_dim, rngs, **dtypes)
         self.wk = linear(config.dim, kv_dim, rngs, **dtypes)
         self.wv = linear(config.dim, kv_dim, rngs, **dtypes)
-        self.wo = linear(config.dim, config.dim, rngs, depth=config.n_layers, **dtypes)
+        self.wo = linear(q_dim, config.dim, rngs, depth=config.n_layers, **dtypes)
 
     def __call__(self, x_BSD: Array, rotary: tuple[Array, Array], mask_B1SS: Array | None) -> Array:
         B, S, _ = x_BSD.shape

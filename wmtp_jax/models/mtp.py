@@ -6,7 +6,7 @@ final norm and one output matrix. Head k at position t predicts the token at t +
 Shapes in names: B batch, S sequence, n heads, D width, V vocabulary, L trunk blocks.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +51,14 @@ class MTPTransformer(nnx.Module):
             rngs=rngs,
             **dtypes,
         )
-        # Blocks are stacked: every leaf has a leading axis of n_trunk_layers or n_future_tokens.
+        # Blocks are stacked: every leaf has a leading axis of n_trunk_layers or n_future_tokens. A part that
+        # the architecture has none of is None: it holds no parameters.
         self.trunk = _stack(config, config.n_trunk_layers, rngs, dtypes)
         self.heads = _stack(config, config.n_future_tokens, rngs, dtypes)
         self.norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
-        self.output = linear(config.dim, config.vocab_size, rngs, **dtypes)
+        has_output = config.n_future_tokens > 0 and not config.tie_embeddings
+        self.output = linear(config.dim, config.vocab_size, rngs, **dtypes) if has_output else None
+        self.value_head = _value_head(config, rngs, param_dtype) if config.value_head else None
 
     def __call__(self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None) -> Array:
         """Logits (B, S, n, V) float32.
@@ -66,27 +69,57 @@ class MTPTransformer(nnx.Module):
             stay inside a document. None: each row is one document.
           n_heads: compute only the first ``n_heads`` heads (1 for next-token decoding).
         """
-        hidden_BSnD = self.head_hidden(jnp.asarray(tokens_BS), segment_ids_BS, n_heads)
         kernel_DV = self.output_kernel
+        hidden_BSnD = self.head_hidden(jnp.asarray(tokens_BS), segment_ids_BS, n_heads)
         return jnp.einsum("bsnd,dv->bsnv", hidden_BSnD, kernel_DV, preferred_element_type=jnp.float32)
 
     @property
     def output_kernel(self) -> Array:
-        """The output matrix all heads share, (D, V), in the dtype of the computation."""
+        """The output matrix all heads share, (D, V), in the dtype of the computation.
+
+        Raises:
+          ValueError: the model has no prediction heads; see `values`.
+        """
+        if not self.config.n_future_tokens:
+            raise ValueError("this model gives values, not tokens: call model.values(tokens)")
+        if self.output is None:  # tied
+            return self.tok_embeddings.embedding[...].astype(self.tok_embeddings.dtype).T
         return self.output.kernel[...].astype(self.output.dtype)
 
-    def trunk_hidden(self, tokens_BS: Array, segment_ids_BS: Array | None = None) -> Array:
-        """The trunk's output (B, S, D), before the final norm: what every head reads."""
+    def trunk_hidden(
+        self, tokens_BS: Array, segment_ids_BS: Array | None = None, attention_mask_BS: Array | None = None
+    ) -> Array:
+        """The trunk's output (B, S, D), before the final norm: what every head reads.
+
+        Args:
+          tokens_BS, segment_ids_BS: as in `__call__`.
+          attention_mask_BS: bool, for rows of one document: where it is False nothing attends to.
+        """
         # The table is gathered before the lookup: looking up in a sharded one replicates the activations.
         table_VD = replicate(self.tok_embeddings.embedding[...].astype(self.tok_embeddings.dtype))
         x_BSD = shard_batch(jnp.take(table_VD, tokens_BS, axis=0))
-        return self._run(self.trunk, x_BSD, self._context(tokens_BS, segment_ids_BS))
+        return self._run(self.trunk, x_BSD, self._context(tokens_BS, segment_ids_BS, attention_mask_BS))
+
+    def values(
+        self, tokens_BS: Array, segment_ids_BS: Array | None = None, attention_mask_BS: Array | None = None
+    ) -> Array:
+        """The value head's output after reading ``x[..t]``, (B, S) float32, off the normed trunk output.
+
+        Args: as in `trunk_hidden`.
+
+        Raises:
+          ValueError: the model has no value head.
+        """
+        if self.value_head is None:
+            raise ValueError("this model has no value head: model.architecture.value_head is not set")
+        hidden_BSD = self.norm(self.trunk_hidden(jnp.asarray(tokens_BS), segment_ids_BS, attention_mask_BS))
+        return self.value_head(hidden_BSD)[..., 0]
 
     def head_hidden(self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None) -> Array:
         """Normed hidden states of the heads (B, S, n, D): the input of the output matrix."""
         trunk_BSD = self.trunk_hidden(tokens_BS, segment_ids_BS)
         context = self._context(tokens_BS, segment_ids_BS)
-        graphdef, stacked = nnx.split(self.heads)
+        graphdef, stacked = nnx.split(cast(Block, self.heads))
         if n_heads is not None:
             stacked = jax.tree.map(lambda leaf: leaf[:n_heads], stacked)
 
@@ -98,18 +131,24 @@ class MTPTransformer(nnx.Module):
         _, hidden_nBSD = jax.lax.scan(body, None, stacked, unroll=self.unroll)
         return jnp.moveaxis(hidden_nBSD, 0, 2)
 
-    def _context(self, tokens_BS: Array, segment_ids_BS: Array | None) -> tuple[Any, Array | None]:
+    def _context(
+        self, tokens_BS: Array, segment_ids_BS: Array | None, attention_mask_BS: Array | None = None
+    ) -> tuple[Any, Array | None]:
         """Rotary angles and attention mask, which all blocks share."""
         if segment_ids_BS is None:
             positions_BS = jnp.arange(tokens_BS.shape[1], dtype=jnp.int32)[None]
             mask_B1SS = None
+            if attention_mask_BS is not None:
+                mask_B1SS = document_mask(jnp.ones_like(tokens_BS)) & attention_mask_BS[:, None, None]
         else:
             positions_BS = document_positions(segment_ids_BS)
             mask_B1SS = document_mask(segment_ids_BS)
-        return rotary_angles(positions_BS, self.config.head_dim, self.config.rope_theta), mask_B1SS
+        return rotary_angles(positions_BS, self.config), mask_B1SS
 
-    def _run(self, blocks: Block, x_BSD: Array, context: tuple[Any, Array | None]) -> Array:
+    def _run(self, blocks: Block | None, x_BSD: Array, context: tuple[Any, Array | None]) -> Array:
         """Applies stacked blocks one after another."""
+        if blocks is None:
+            return x_BSD
         graphdef, stacked = nnx.split(blocks)
 
         def apply(x: Array, block: Any) -> tuple[Array, None]:
@@ -119,7 +158,16 @@ class MTPTransformer(nnx.Module):
         return jax.lax.scan(body, x_BSD, stacked, unroll=self.unroll)[0]
 
 
-def _stack(config: ModelConfig, count: int, rngs: nnx.Rngs, dtypes: dict[str, Any]) -> Block:
+def _value_head(config: ModelConfig, rngs: nnx.Rngs, param_dtype: DTypeLike) -> nnx.Linear:
+    """Starts at zero: a critic that knows nothing says the same of every prefix. Computes in float32."""
+    zeros = nnx.initializers.zeros
+    return nnx.Linear(config.dim, 1, kernel_init=zeros, rngs=rngs, dtype=jnp.float32, param_dtype=param_dtype)
+
+
+def _stack(config: ModelConfig, count: int, rngs: nnx.Rngs, dtypes: dict[str, Any]) -> Block | None:
+    if not count:
+        return None
+
     @nnx.split_rngs(splits=count)
     @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: None})
     def make(rngs: nnx.Rngs) -> Block:

@@ -1,28 +1,35 @@
-"""A model on disk: ``config.json`` (architecture), ``params/`` (Orbax), ``tokenizer/``.
+"""A model on disk: ``config.json`` (architecture), ``params/`` (Orbax), ``adapter/`` (LoRA), ``tokenizer/``.
 
 ``params/`` holds the nested dict of parameters; it is read onto any mesh. A training checkpoint
-keeps its parameters in the same form, so both are loaded by the same code.
+keeps its parameters in the same form, so both are loaded by the same code. ``adapter/`` is there only
+where ``config.json`` describes one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.models.lora import LoRAConfig
 from wmtp_jax.models.mtp import MTPTransformer
-from wmtp_jax.parallel.sharding import parameter_shardings
+from wmtp_jax.parallel.sharding import parameter_name, parameter_shardings, parameter_spec
 
 FORMAT_VERSION = 1
-CONFIG_FILE, PARAMS_FOLDER, TOKENIZER_FOLDER = "config.json", "params", "tokenizer"
+CONFIG_FILE, PARAMS_FOLDER, ADAPTER_FOLDER, TOKENIZER_FOLDER = "config.json", "params", "adapter", "tokenizer"
+STACKS = ("trunk.", "heads.")  # leaves whose leading axis counts blocks
+_CHUNK_BYTES = 16 * 2**20
 
 
 def build(config: ModelConfig, **options: Any) -> tuple[nnx.GraphDef[MTPTransformer], Any]:
@@ -57,33 +64,58 @@ def count_params(shapes: Any) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
-def write_config(directory: Path, config: ModelConfig, source: dict[str, Any]) -> None:
+class Description(NamedTuple):
+    """What ``config.json`` says of a model.
+
+    Attributes:
+      config: its architecture.
+      adapter: the adapter in ``adapter/``, which belongs to the model; None without one.
+      source: where the weights come from.
+    """
+
+    config: ModelConfig
+    adapter: LoRAConfig | None
+    source: dict[str, Any]
+
+
+def write_description(
+    directory: Path, config: ModelConfig, source: dict[str, Any], adapter: LoRAConfig | None = None
+) -> None:
     """Writes ``config.json``; ``source`` says where the weights come from."""
     content = {
         "format_version": FORMAT_VERSION,
         "architecture": dataclasses.asdict(config),
+        "adapter": dataclasses.asdict(adapter) if adapter else None,
         "source": source,
     }
-    (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """Reads the architecture.
+def read_description(directory: Path) -> Description:
+    """Reads ``config.json``.
 
     Raises:
       ValueError: the file is absent, damaged, or of a later format; the message names it.
     """
     path = directory / CONFIG_FILE
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         version = content["format_version"]
         if version != FORMAT_VERSION:
             raise ValueError(f"format version {version}, but this program reads {FORMAT_VERSION}")
-        return ModelConfig(**content["architecture"])
-    except FileNotFoundError:
+        adapter = content.get("adapter")
+        return Description(
+            ModelConfig(**content["architecture"]), LoRAConfig(**adapter) if adapter else None, content["source"]
+        )
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: no such file, so {directory} is not a model directory") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a model description of ours ({error})") from error
+
+
+def is_model_directory(directory: Path) -> bool:
+    """Whether a folder holds a model of ours: its description and its parameters."""
+    return (directory / CONFIG_FILE).is_file() and (directory / PARAMS_FOLDER).is_dir()
 
 
 def read_params(directory: Path, shapes: Any, mesh: Mesh) -> Any:
@@ -92,22 +124,136 @@ def read_params(directory: Path, shapes: Any, mesh: Mesh) -> Any:
     Raises:
       ValueError: the folder is absent or does not hold parameters of these shapes.
     """
-    path = directory.resolve() / PARAMS_FOLDER
+    return _restore(directory.resolve() / PARAMS_FOLDER, shapes, parameter_shardings(shapes, mesh))
+
+
+def read_adapter(directory: Path, mesh: Mesh) -> Any:
+    """Reads ``adapter/``, the same on every device. Raises ValueError as `read_params` does."""
+    stored = open_arrays(directory, ADAPTER_FOLDER)
+    shapes: dict[str, Any] = {}
+    for name, array in stored.items():
+        set_leaf(shapes, name, jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype))
+    path = directory.resolve() / ADAPTER_FOLDER
+    return _restore(path, shapes, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes))
+
+
+def write_params(directory: Path, params: Any, folder: str = PARAMS_FOLDER) -> None:
+    """Writes a tree of arrays as ``params/`` (or ``adapter/``); it appears whole or not at all."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(directory.resolve() / folder, params, save_args=save_args(params))
+
+
+def write_params_streamed(directory: Path, shapes: Any, parts: Iterable[tuple[str, int | None, np.ndarray]]) -> None:
+    """Writes ``params/`` part by part: no more than one part at a time is held in memory.
+
+    Args:
+      directory: the model directory.
+      shapes: nested dict of `jax.ShapeDtypeStruct`.
+      parts: ``(dotted name, i, array)``: the array goes to place i of the leaf's leading axis, or is the
+        whole leaf where i is None. Together they must fill every leaf; nothing here checks that.
+    """
+    registry = ocp.type_handlers.create_type_handler_registry((jax.ShapeDtypeStruct, _StreamHandler(parts)))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(directory.resolve() / PARAMS_FOLDER, shapes)
+
+
+def save_args(tree: Any) -> Any:
+    """How Orbax cuts the leaves of a parameter tree into chunks: one block of a stack, or less, a chunk.
+
+    So one block can be read without the others, and a device reads little more than its shard.
+    """
+
+    def args(path: tuple[Any, ...], _: Any) -> ocp.SaveArgs:
+        stacked = parameter_name(path).startswith(STACKS)
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if stacked else ())
+
+    return jax.tree_util.tree_map_with_path(args, tree)
+
+
+def open_arrays(directory: Path, folder: str = PARAMS_FOLDER) -> dict[str, ts.TensorStore]:
+    """Opens every array of ``params/`` (or ``adapter/``) by its dotted name; nothing of it is read yet.
+
+    ``array[i].read().result()`` gives block i of a stack as numpy.
+
+    Raises:
+      ValueError: the folder is absent or damaged.
+    """
+    path = directory.resolve() / folder
+    if not path.is_dir():
+        raise ValueError(f"{path}: no parameters there")
+    try:
+        metadata = json.loads((path / "_METADATA").read_text())
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        names = [".".join(key["key"] for key in leaf["key_metadata"]) for leaf in metadata["tree_metadata"].values()]
+        kvstore = {"driver": "ocdbt", "base": f"file://{path}/"}
+        pending = [ts.open({"driver": driver, "kvstore": {**kvstore, "path": f"{name}/"}}) for name in names]
+        return dict(zip(names, (future.result() for future in pending), strict=True))
+    except Exception as error:  # tensorstore raises many kinds; the remedy is the same for all
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def get_leaf(tree: Mapping[str, Any], name: str) -> Any:
+    """The leaf with a dotted name, e.g. ``trunk.attention.wq.kernel``; raises KeyError without one."""
+    for key in name.split("."):
+        tree = tree[key]
+    return tree
+
+
+def set_leaf(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Puts a leaf at a dotted name, making the dicts on the way."""
+    *parents, last = name.split(".")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
+
+
+class _StreamHandler(ocp.type_handlers.NumpyHandler):
+    """Writes leaves that arrive in parts, in any order; Orbax does the rest (metadata, whole or nothing)."""
+
+    def __init__(self, parts: Iterable[tuple[str, int | None, np.ndarray]]):
+        super().__init__()
+        self._parts = parts
+
+    def typestr(self) -> str:
+        return "jax.Array"  # as a tree of jax arrays is described: what reads it is the same
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
+        stores = {}
+        for value, info in zip(values, infos, strict=True):
+            await info.await_path_creation()
+            spec = ocp.type_handlers.get_json_tspec_write(
+                info,
+                use_ocdbt=info.is_ocdbt_checkpoint,
+                global_shape=value.shape,
+                local_shape=_write_shape(info.name, value.shape),
+                dtype=np.dtype(value.dtype),
+                process_index=0,
+                arg=ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES),
+            )
+            stores[info.name] = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
+        for name, index, array in self._parts:
+            target = stores[name] if index is None else stores[name][index]
+            await target.write(array, can_reference_source_data_indefinitely=True)
+        return []
+
+
+def _write_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One block of a stack, in quarters along the axis that fsdp shards: four devices read four parts."""
+    axes = parameter_spec(name, shape)
+    result = [size // 4 if axis == "fsdp" and size % 4 == 0 else size for size, axis in zip(shape, axes, strict=False)]
+    result += shape[len(result) :]
+    return (1, *result[1:]) if name.startswith(STACKS) else tuple(result)
+
+
+def _restore(path: Path, shapes: Any, shardings: Any) -> Any:
     if not path.is_dir():
         raise ValueError(f"{path}: no parameters there")
     target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        parameter_shardings(shapes, mesh),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, target)
     except Exception as error:  # Orbax raises many kinds; the remedy is the same for all
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-
-
-def write_params(directory: Path, params: Any) -> None:
-    """Writes ``params/``; it appears whole or not at all."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.resolve() / PARAMS_FOLDER, params)

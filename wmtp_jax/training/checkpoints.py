@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from wmtp_jax.errors import Failure
-from wmtp_jax.models.store import PARAMS_FOLDER
+from wmtp_jax.models.store import PARAMS_FOLDER, save_args
 from wmtp_jax.training.step import TrainState
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -32,7 +32,7 @@ def saved_steps(run_directory: Path) -> list[int]:
     return sorted(
         int(path.parent.name)
         for path in folder.glob("*/_CHECKPOINT_METADATA")
-        if path.parent.name.isdigit() and (path.parent / PARAMS_FOLDER).is_dir()
+        if path.parent.name.isdigit() and all((path.parent / item).is_dir() for item in (PARAMS_FOLDER, "metrics"))
     )
 
 
@@ -92,7 +92,7 @@ class Checkpoints:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                params=ocp.args.StandardSave(state.params, save_args=save_args(state.params)),
                 optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
                 progress=ocp.args.JsonSave(progress),
             ),

@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import json
 import math
+import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 import yaml
 
-from wmtp_jax.config import Settings, as_yaml, flatten
+from wmtp_jax.config import Settings, as_yaml, flatten, read_environment
 from wmtp_jax.data.batches import RowReport, build_rows, count_steps
 from wmtp_jax.data.pack import Rows
 from wmtp_jax.data.sample import draw
@@ -135,6 +136,7 @@ def plan_schedule(settings: Settings, rows: int | None, exact: bool) -> Schedule
     total = count_steps(rows, training.n_epochs, rows_per_step)
     last = min(total, training.max_steps or total)
     every = checkpoint.save_every_steps or (checkpoint.save_checkpoint_every or 0) * per_epoch
+    every = max(every, 1.0) if every else 0.0  # more often than every update is every update
     saves = {round(every * k) for k in range(1, int(last / every) + 1)} if every else set()
     saves = {step for step in saves if 0 < step < last} | {last}
     return dataclasses.replace(
@@ -177,11 +179,13 @@ def build_run(stage: Stage, settings: Settings) -> Run:
       UserError: anything is missing or does not fit; nothing has been written then.
     """
     config, source = find_architecture(settings)
+    splits = {name: open_split(settings.dataset.path, name) for name in ("train", "valid")}
     tokenizer = load_tokenizer(find_tokenizer(settings, source))
+    read_environment()  # a broken .env is found now, not after the model is loaded
     sampling, dataset = settings.data_sampling, settings.dataset
     rows, reports = {}, {}
     for name, setting in (("train", "n_samples"), ("valid", "n_validation_samples")):
-        split = open_split(dataset.path, name)
+        split = splits[name]
         wanted = split.is_correct if stage.correct_only else np.ones(len(split), bool)
         kind = "correct solutions" if stage.correct_only else "solutions"
         chosen = draw(
@@ -231,6 +235,7 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
         missing.append(f"the data set is not at {settings.dataset.path}")
     if not missing:
         run = build_run(stage, settings)
+        check_directory(run)
         return run.config, run.schedule, missing
     config = settings.model.architecture
     if model_there:
@@ -254,6 +259,9 @@ def check_directory(run: Run) -> list[int]:
     is_run = (directory / SETTINGS_FILE).is_file() and (directory / RUN_FILE).is_file()
     if directory.is_dir() and any(directory.iterdir()) and not is_run:
         raise UserError(f"{directory}: holds files, but no run; name an empty or new folder as checkpoint.save_dir")
+    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{directory}: cannot be written (no right to write in {nearest}); see checkpoint.save_dir")
     steps = saved_steps(directory)
     if steps:
         _check_same_run(run)
@@ -328,6 +336,6 @@ def write_run_files(run: Run) -> None:
         (directory / MLFLOW_FILE).unlink(missing_ok=True)
         run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
         origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
-        store.write_config(directory, run.config, {"start": origin, "stage": run.stage.name})
+        store.write_description(directory, run.config, {"start": origin, "stage": run.stage.name})
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error

@@ -21,15 +21,12 @@ def model_flops(config: ModelConfig, rows: Rows) -> float:
     peak that is reached says what is left to win (the convention of PaLM, arXiv 2204.02311, appendix B,
     with attention counted inside documents only).
     """
-    block = (
-        2 * config.dim * config.dim
-        + 2 * config.dim * config.n_kv_heads * config.head_dim
-        + 3 * config.dim * config.ffn_dim
-    )
+    q_dim, kv_dim = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
+    block = config.dim * (2 * q_dim + 2 * kv_dim + 3 * config.ffn_dim)
     weights = config.n_layers * block + config.n_future_tokens * config.dim * config.vocab_size
     segment_ids = rows.segment_ids.reshape(-1, rows.segment_ids.shape[-1])
     lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids])
-    attention = 6 * config.n_layers * config.dim * float(np.sum(lengths.astype(float) ** 2))
+    attention = 6 * config.n_layers * q_dim * float(np.sum(lengths.astype(float) ** 2))
     return 6.0 * weights * float(lengths.sum()) + attention
 
 

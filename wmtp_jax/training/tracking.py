@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from wmtp_jax.config import Environment, Settings, flatten
+from wmtp_jax.config import Settings, flatten, read_environment
 from wmtp_jax.console import err
+from wmtp_jax.errors import Failure
 
 METRICS_FILE, MLFLOW_FILE = "metrics.jsonl", "mlflow.json"
 
@@ -45,9 +46,9 @@ def read_metrics(run_directory: Path) -> list[dict[str, float]]:
     for number, line in enumerate(lines, start=1):
         try:
             result.append(json.loads(line))
-        except json.JSONDecodeError:
+        except json.JSONDecodeError as error:
             if number < len(lines):
-                raise
+                raise Failure(f"{path} line {number}: broken JSON ({error.msg}); remove that line") from error
     return result
 
 
@@ -66,7 +67,7 @@ class MlflowRun:
 
     def __init__(self, settings: Settings, stage: str, run_directory: Path):
         self._settings, self._stage, self._directory = settings, stage, run_directory
-        environment = Environment()
+        environment = read_environment()
         for name, secret in (
             ("MLFLOW_TRACKING_USERNAME", environment.mlflow_tracking_username),
             ("MLFLOW_TRACKING_PASSWORD", environment.mlflow_tracking_password),
@@ -111,7 +112,7 @@ class MlflowRun:
         import mlflow
         from mlflow.entities import Metric, Param
 
-        for name in ("alembic", "mlflow"):
+        for name in ("alembic", "mlflow", "urllib3"):
             logging.getLogger(name).setLevel(logging.ERROR)
         client = mlflow.MlflowClient(tracking_uri=self.uri)
         note = self._directory / MLFLOW_FILE
@@ -157,4 +158,6 @@ class MlflowRun:
 def _without_credentials(uri: str) -> str:
     """An address as it may stand in a file: without user and password."""
     parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -1,0 +1,134 @@
+"""Finds out what a foreign checkpoint is, from its own keys, and checks that it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from conversion import huggingface, meta_mtp, starling
+from conversion.layout import Layout, differences
+from conversion.tensors import DTYPES, INDEX_SUFFIX, SAFETENSORS, TORCH_BIN, Tensor, open_files, open_index
+from wmtp_jax.errors import UserError
+from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.models.store import PARAMS_FOLDER
+
+FORMATS = (meta_mtp.LAYOUT.name, huggingface.LAYOUT.name, starling.LAYOUT.name)
+_INDICES = (f"{SAFETENSORS}{INDEX_SUFFIX}", f"{TORCH_BIN}{INDEX_SUFFIX}")
+_FILES = (meta_mtp.CHECKPOINT, SAFETENSORS, TORCH_BIN)
+
+
+class Source(NamedTuple):
+    """A foreign checkpoint that was found whole.
+
+    Attributes:
+      directory, files: where it is, and its weight files.
+      layout: its kind.
+      config: its architecture, in our terms.
+      tensors: what is in it and belongs to the model, not read yet.
+      ignored: names of tensors that are passed over.
+    """
+
+    directory: Path
+    files: list[Path]
+    layout: Layout
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    ignored: list[str]
+
+
+def is_foreign(directory: Path) -> bool:
+    """Whether a directory holds weight files of PyTorch or safetensors, whatever is in them."""
+    return not (directory / PARAMS_FOLDER).is_dir() and bool(_weight_files(directory))
+
+
+def open_source(path: Path, format: str = "auto") -> Source:
+    """Opens a checkpoint; no weight is read.
+
+    Args:
+      path: its directory, or its weight file there.
+      format: one of `FORMATS`; ``auto`` decides by the tensors' names.
+
+    Raises:
+      UserError: nothing there, damaged, of another kind, or tensors are missing, unexpected, misshapen or not
+        floats (all are listed).
+    """
+    directory, tensors, files = _open(path)
+    layout = _layout(path, tensors, format)
+    if layout is meta_mtp.LAYOUT:
+        config = meta_mtp.read_config(directory)
+        described = directory / meta_mtp.PARAMS
+    elif layout is huggingface.LAYOUT:
+        described = directory / huggingface.CONFIG
+        config = huggingface.read_config(described)
+    else:
+        config = starling.read_config(directory, tensors)
+        described = directory
+    ignored = [name for name in tensors if layout.ignored.fullmatch(name)]
+    if config.tie_embeddings and "lm_head.weight" in tensors:  # a copy; transformers passes it over too
+        ignored.append("lm_head.weight")
+    kept = {name: tensor for name, tensor in tensors.items() if name not in ignored}
+    problems = differences({name: tensor.shape for name, tensor in kept.items()}, layout, config)
+    problems += [
+        f"type: {name} is {tensor.dtype.name}, expected one of {', '.join(DTYPES)}"
+        for name, tensor in kept.items()
+        if tensor.dtype not in DTYPES.values()
+    ]
+    if problems:
+        listing = "\n  ".join(problems)
+        raise UserError(
+            f"{path} does not hold the tensors of the {layout.name} model that {described} describes:\n  {listing}\n"
+            "Check that the files belong to the same model and are complete."
+        )
+    return Source(directory, files, layout, config, kept, ignored)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(path: Path) -> tuple[Path, dict[str, Tensor], list[Path]]:
+    """Directory, tensors and weight files."""
+    if path.is_file():
+        directory, found = path.parent, path
+    elif path.is_dir():
+        directory, candidates = path, _weight_files(path)
+        if not candidates:
+            raise UserError(
+                f"{path}: holds no weights; expected {', '.join(_FILES)} or an index of shards ({', '.join(_INDICES)})"
+            )
+        found = candidates[0]
+    else:
+        raise UserError(f"{path}: no such file or directory")
+    if found.name.endswith(INDEX_SUFFIX):
+        files, tensors = open_index(found)
+        return directory, tensors, files
+    if "-of-" in found.stem and path.is_dir():
+        raise UserError(f"{path}: holds shards ({found.name}, ...) but not their index; copy or download it")
+    return directory, open_files([found]), [found]
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """Candidates in a directory, the first one to be taken."""
+    named = [directory / name for name in (*_INDICES, *_FILES) if (directory / name).is_file()]
+    shards = sorted([*directory.glob("model-*-of-*.safetensors"), *directory.glob("pytorch_model-*-of-*.bin")])
+    return named or shards
+
+
+def _layout(path: Path, tensors: dict[str, Tensor], format: str) -> Layout:
+    layouts = {layout.name: layout for layout in (meta_mtp.LAYOUT, huggingface.LAYOUT, starling.LAYOUT)}
+    if format != "auto":
+        return layouts[format]
+    if "v_head.weight" in tensors:
+        return starling.LAYOUT
+    for layout in (meta_mtp.LAYOUT, huggingface.LAYOUT):
+        if layout.shared["tok_embeddings.embedding"] in tensors:
+            return layout
+    some = ", ".join(sorted(tensors)[:5]) or "none"
+    raise UserError(
+        f"{path}: of no known kind; its tensors are {some}, ... Expected the names of Meta's multi-token-prediction "
+        "models (tok_embeddings.weight), of LlamaForCausalLM (model.embed_tokens.weight) or of Starling-RM "
+        "(transformer.embed_tokens.weight, v_head.weight); --format names the kind"
+    )
