@@ -8,20 +8,17 @@ same tokens: AdamW, gradient clipping, float32. Times are medians of whole updat
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.record import RESULTS, record
 from wmtp_jax.config import Settings, load_settings
 from wmtp_jax.console import err, out, print_json, table
 from wmtp_jax.data.batches import build_rows
@@ -37,8 +34,6 @@ from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.stages import STAGES
 from wmtp_jax.training.step import init_state, make_train_step
 from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
-
-RESULTS = Path("benchmarks/RESULTS.md")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         out.print(table("Training step, micro preset", ["", ""], rows))
     if args.record:
-        _record(rows)
+        record("Training step, micro preset", "python -m benchmarks.training_step --record", rows)
     return 0
 
 
@@ -157,25 +152,6 @@ def _median(once: Callable[[], None], steps: int) -> float:
         once()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def _record(rows: list[list[Any]]) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    device = f"{jax.devices()[0].device_kind} ({platform.machine()}, {jax.device_count()} device)"
-    lines = [
-        "",
-        f"## Training step, micro preset: {datetime.date.today()}",
-        "",
-        f"`python -m benchmarks.training_step --record`; {device}; jax {jax.__version__}, Python "
-        f"{platform.python_version()}; after commit {commit.stdout.strip() or 'unknown'}.",
-        "",
-        "| | |",
-        "|---|---:|",
-        *(f"| {name} | {value} |" for name, value in rows),
-        "",
-    ]
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -173,8 +173,8 @@ def export_model(
         for entry in entries:
             place = where[entry.name]
             array = _read_block(place.leaf, place.block, arrays, adapter, found.adapter)
-            yield to_theirs(array, place, layout, config).astype(entry.dtype, copy=False)
             progress.advance(entry.nbytes, note=entry.name)
+            yield to_theirs(array, place, layout, config).astype(entry.dtype, copy=False)
 
     with (
         new_directory(dst, overwrite=overwrite, is_ours=_is_export, what="folder of weights") as partial,

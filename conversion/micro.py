@@ -59,15 +59,9 @@ def make_micro(
     if source is not None:
         found = find_model(source)
         config = _small(found.config)
-        name = (
-            "micro-mtp"
-            if config.n_future_tokens > 1
-            else "micro-reference"
-            if config.n_future_tokens
-            else "micro-reward"
-        )
-        params = _cut(found, config)
-        made = [(name, config, params, {"cut_from": str(source)}, tokenizer or found.tokenizer)]
+        name = ("micro-reward", "micro-reference", "micro-mtp")[min(config.n_future_tokens, 2)]
+        facts: dict[str, Any] = {"cut_from": str(source)}
+        made = [(name, config, _cut(found, config), facts, tokenizer or found.tokenizer)]
     else:
         mesh = make_mesh((-1, 1, 1))
         made = [
@@ -76,9 +70,8 @@ def make_micro(
         ]
     results = []
     for name, config, params, facts, folder in made:
-        with new_directory(
-            dst / name, overwrite=overwrite, is_ours=store.is_model_directory, what="model directory"
-        ) as new:
+        destination = dst / name
+        with new_directory(destination, overwrite=overwrite, is_ours=store.is_model_directory, what="model") as new:
             store.write_params(new, params)
             if folder is not None:
                 _copy_tokenizer(folder, new / store.TOKENIZER_FOLDER)
@@ -88,7 +81,7 @@ def make_micro(
                 "name": name,
                 "architecture": dataclasses.asdict(config),
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-                "output": str(dst / name),
+                "output": str(destination),
             }
         )
     return results

@@ -130,8 +130,9 @@ def write_torch(path: Path, entries: Sequence[Entry], arrays: Iterable[np.ndarra
 
     with FakeTensorMode():
         empty = {e.name: torch.empty(e.shape, dtype=getattr(torch, e.dtype.name)) for e in entries}
-        with skip_data(materialize_fake_tensors=True):
-            torch.save(empty, path)
+        # Into an open file: torch passes over the values' places then, instead of filling them with zeros.
+        with skip_data(materialize_fake_tensors=True), path.open("wb") as file:
+            torch.save(empty, file)
     places = _open_torch(path)
     with path.open("r+b") as file:
         for entry, array in zip(entries, arrays, strict=True):

@@ -88,7 +88,7 @@ class Steps:
             err.print(f"{self._description}: {done} {note}".rstrip(), highlight=False, soft_wrap=True)
 
     def _amount(self, value: int) -> str:
-        return f"{value / 1e6:,.0f} MB" if self._in_bytes else f"{value:,}"
+        return f"{value / 1e6:,.1f} MB" if self._in_bytes else f"{value:,}"
 
     def note(self, text: str) -> None:
         """Prints a line of its own, above the bar."""
