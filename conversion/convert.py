@@ -75,7 +75,8 @@ def import_model(
                 place = where[name]
                 stored = store.get_leaf(shapes, place.leaf).dtype
                 values = tensor.read()
-                values = values if values.dtype == stored else values.astype(stored)
+                with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found below
+                    values = values if values.dtype == stored else values.astype(stored)
                 if not _all_finite(values):
                     bad.append(f"{name}: {_count_not_finite(values):,} of {values.size:,} values")
                 if not bad:
@@ -184,13 +185,13 @@ def export_model(
         tokenizer = _export_tokenizer(found, partial)
         if layout is meta_mtp.LAYOUT:
             (partial / meta_mtp.PARAMS).write_text(json.dumps(params, indent=2) + "\n")
-            write_torch(partial / meta_mtp.CHECKPOINT, entries, values(progress))
+            write_torch(partial / meta_mtp.CHECKPOINT, entries, _ahead(values(progress)))
         else:
             kinds = {entry.dtype.name for entry in entries}
             length = found.description.source.get("max_position_embeddings", 2048)
             content = huggingface.config_of(config, kinds.pop() if len(kinds) == 1 else "float32", tokenizer, length)
             (partial / huggingface.CONFIG).write_text(json.dumps(content, indent=2) + "\n")
-            write_safetensors(partial, entries, values(progress), shards or max(1, -(-n_bytes // SHARD_BYTES)))
+            write_safetensors(partial, entries, _ahead(values(progress)), shards or max(1, -(-n_bytes // SHARD_BYTES)))
     if layout is huggingface.LAYOUT and config.n_future_tokens > 1:
         err.print(f"exported the trunk and head 1; heads 2 to {config.n_future_tokens} have no place in this layout")
     return {
@@ -201,6 +202,15 @@ def export_model(
         "adapter_merged": found.adapter is not None,
         "output": str(dst),
     }
+
+
+def _ahead(arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same arrays; the next one is read and turned in a thread while one is written."""
+    with ThreadPoolExecutor(1) as background:
+        pending = background.submit(next, arrays, None)
+        while (array := pending.result()) is not None:
+            pending = background.submit(next, arrays, None)
+            yield array
 
 
 def _is_export(directory: Path) -> bool:

@@ -31,6 +31,7 @@ def new_directory(directory: Path, *, overwrite: bool, is_ours: Callable[[Path],
       Failure: the disk is full.
     """
     try:
+        _sweep(directory)
         there = directory.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         raise UserError(f"{str(directory)[:100]!r}: cannot be a folder ({error}); give another destination") from error
@@ -40,7 +41,6 @@ def new_directory(directory: Path, *, overwrite: bool, is_ours: Callable[[Path],
         raise UserError(f"{directory} exists; give another destination, or --overwrite to replace it")
     if directory.exists() and any(directory.iterdir()) and not is_ours(directory):
         raise UserError(f"{directory} is not a {what} of ours and is not replaced; give another destination")
-    _sweep(directory)
     partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
     replaced = directory.with_name(f"{directory.name}.replaced-{os.getpid()}")
     try:

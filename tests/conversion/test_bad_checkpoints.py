@@ -182,7 +182,7 @@ def test_destinations(convert, tmp_path: Path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letter").write_text("precious")
     for command in (("import", tmp_path / "src"), ("export", tmp_path / "dst", "--format", "meta-mtp")):
-        with pytest.raises(UserError, match="not a .* of ours and is not replaced"):
+        with pytest.raises(UserError, match=r"not a .* of ours and is not replaced"):
             convert(command[0], command[1], tmp_path / "home", "--overwrite", *command[2:])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not a folder"):
@@ -205,8 +205,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch, convert):
         with pytest.raises(Failure, match=r"GB are needed, 0.0 GB are free"):
             convert("import", tmp_path / "src", tmp_path / "dst")
     convert("import", tmp_path / "src", tmp_path / "whole")
-    # The system itself refuses to write on: files may not grow beyond a quarter of what is needed.
-    limit = (tmp_path / "src/consolidated.pth").stat().st_size // 4
+    # The system itself refuses to write on: no file may be larger than this, and a matrix here is.
+    limit = 200_000
     for arguments in (
         ["import", str(tmp_path / "src"), str(tmp_path / "dst")],
         ["export", str(tmp_path / "whole"), str(tmp_path / "dst"), "--format", "huggingface"],

@@ -144,7 +144,7 @@ def write_params(directory: Path, params: Any, folder: str = PARAMS_FOLDER) -> N
 
 
 def write_params_streamed(directory: Path, shapes: Any, parts: Iterable[tuple[str, int | None, np.ndarray]]) -> None:
-    """Writes ``params/`` part by part: no more than one part at a time is held in memory.
+    """Writes ``params/`` part by part: no more than two parts at a time are held in memory.
 
     Args:
       directory: the model directory.
@@ -232,9 +232,14 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
                 arg=ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES),
             )
             stores[info.name] = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
+        writing = None
         for name, index, array in self._parts:
+            if writing is not None:  # the part before was written while this one was prepared
+                await writing
             target = stores[name] if index is None else stores[name][index]
-            await target.write(array, can_reference_source_data_indefinitely=True)
+            writing = target.write(array, can_reference_source_data_indefinitely=True)
+        if writing is not None:
+            await writing
         return []
 
 
