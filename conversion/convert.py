@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from conversion import huggingface, meta_mtp, peft
-from conversion.layout import absent_leaves, places, to_ours, to_theirs
+from conversion.layout import Place, absent_leaves, places, to_ours, to_theirs
 from conversion.source import Source, open_source, sha256
-from conversion.tensors import DTYPES, Entry, write_safetensors, write_torch
+from conversion.tensors import DTYPES, Entry, Tensor, write_safetensors, write_torch
 from wmtp_jax.console import Steps, err
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.files import check_free_space, new_directory
@@ -34,6 +36,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 EXPORT_FORMATS = ("meta-mtp", "huggingface")
+_JOBS_AHEAD = 2  # tensors, or parts of them, that are read and turned while one is written
+T = TypeVar("T")
 SHARD_BYTES = 5 * 10**9  # of an exported file, where --shards is not given: what Hugging Face writes
 
 
@@ -61,40 +65,42 @@ def import_model(
     shapes, original = _stored_shapes(source, dtype)
     n_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     with (
-        new_directory(dst, overwrite=overwrite, is_ours=store.is_model_directory, what="model directory") as partial,
+        new_directory(dst, overwrite=overwrite, is_ours=store.is_model_directory, what="model directory") as new,
         ThreadPoolExecutor(1) as background,
-        Steps("importing", sum(t.nbytes for t in source.tensors.values()), in_bytes=True) as progress,
+        Steps("importing", n_bytes, in_bytes=True) as progress,
     ):
-        check_free_space(partial, n_bytes)
+        check_free_space(new, n_bytes)
         checksums = [background.submit(sha256, file) for file in source.files]
 
-        def parts() -> Iterator[tuple[str, int | None, np.ndarray]]:
-            bad: list[str] = []
+        def pieces() -> Iterator[Callable[[], _Piece]]:
             # In the file's order: what the checksum reads is at hand in the page cache.
             for name, tensor in sorted(source.tensors.items(), key=lambda item: (item[1].path, item[1].offset)):
-                place = where[name]
-                stored = store.get_leaf(shapes, place.leaf).dtype
-                values = tensor.read()
-                with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found below
-                    values = values if values.dtype == stored else values.astype(stored)
-                if not _all_finite(values):
-                    bad.append(f"{name}: {_count_not_finite(values):,} of {values.size:,} values")
+                leaf = store.get_leaf(shapes, where[name].leaf)
+                for area in store.write_areas(where[name].leaf, leaf.shape):
+                    yield partial(_read_piece, name, tensor, where[name], area, leaf.dtype, source)
+
+        def parts() -> Iterator[tuple[str, store.Index, np.ndarray]]:
+            bad: Counter[str] = Counter()
+            for name, place, area, array in _ahead(pieces()):
+                if not _all_finite(array):
+                    bad[name] += int(np.count_nonzero(~np.isfinite(array.astype(np.float32))))
                 if not bad:
-                    yield place.leaf, place.block, to_ours(values, place, source.layout, source.config)
-                progress.advance(tensor.nbytes, note=name)
+                    yield place.leaf, area if place.block is None else (place.block, *area), array
+                progress.advance(array.nbytes, note=name)
             if bad:
+                listing = "\n  ".join(f"{name}: {count:,} values" for name, count in bad.items())
                 raise UserError(
-                    f"{src}: NaN or infinite values{f' in {dtype}' if dtype else ''}:\n  " + "\n  ".join(bad) + "\n"
-                    "The weights are damaged" + (" or too large for that type" if dtype else "") + "."
+                    f"{src}: NaN or infinite values{f' in {dtype}' if dtype else ''}:\n  {listing}\n"
+                    f"The weights are damaged{' or too large for that type' if dtype else ''}."
                 )
-            for leaf, shape in absent_leaves(source.layout, source.config).items():
-                yield leaf, None, np.zeros(shape, store.get_leaf(shapes, leaf).dtype)
+            for name, shape in absent_leaves(source.layout, source.config).items():
+                yield name, (), np.zeros(shape, store.get_leaf(shapes, name).dtype)
 
         try:
-            store.write_params_streamed(partial, shapes, parts())
+            store.write_params_streamed(new, shapes, parts())
         except ValueError as error:  # tensorstore's own; a full disk among them
             raise _write_failure(dst, error) from error
-        tokenizer = _import_tokenizer(source, partial / store.TOKENIZER_FOLDER)
+        tokenizer = _import_tokenizer(source, new / store.TOKENIZER_FOLDER)
         facts = {
             "format": source.layout.name,
             "files": {file.name: future.result() for file, future in zip(source.files, checksums, strict=True)},
@@ -105,7 +111,7 @@ def import_model(
         elif (source.directory / huggingface.CONFIG).is_file():
             content = huggingface.read_json(source.directory / huggingface.CONFIG)
             facts["max_position_embeddings"] = content.get("max_position_embeddings", 2048)
-        store.write_description(partial, source.config, facts)
+        store.write_description(new, source.config, facts)
     if not tokenizer:
         err.print(f"{src}: no tokenizer beside the weights; training needs model.tokenizer then", highlight=False)
     return {
@@ -171,27 +177,30 @@ def export_model(
     n_bytes = sum(entry.nbytes for entry in entries)
 
     def values(progress: Steps) -> Iterator[np.ndarray]:
-        for entry in entries:
+        def read(entry: Entry) -> np.ndarray:
             place = where[entry.name]
             array = _read_block(place.leaf, place.block, arrays, adapter, found.adapter)
+            return to_theirs(array, place, layout, config).astype(entry.dtype, copy=False)
+
+        for entry, array in zip(entries, _ahead(partial(read, entry) for entry in entries), strict=True):
             progress.advance(entry.nbytes, note=entry.name)
-            yield to_theirs(array, place, layout, config).astype(entry.dtype, copy=False)
+            yield array
 
     with (
-        new_directory(dst, overwrite=overwrite, is_ours=_is_export, what="folder of weights") as partial,
+        new_directory(dst, overwrite=overwrite, is_ours=_is_export, what="folder of weights") as new,
         Steps("exporting", n_bytes, in_bytes=True) as progress,
     ):
-        check_free_space(partial, n_bytes)
-        tokenizer = _export_tokenizer(found, partial)
+        check_free_space(new, n_bytes)
+        tokenizer = _export_tokenizer(found, new)
         if layout is meta_mtp.LAYOUT:
-            (partial / meta_mtp.PARAMS).write_text(json.dumps(params, indent=2) + "\n")
-            write_torch(partial / meta_mtp.CHECKPOINT, entries, _ahead(values(progress)))
+            (new / meta_mtp.PARAMS).write_text(json.dumps(params, indent=2) + "\n")
+            write_torch(new / meta_mtp.CHECKPOINT, entries, values(progress))
         else:
             kinds = {entry.dtype.name for entry in entries}
             length = found.description.source.get("max_position_embeddings", 2048)
             content = huggingface.config_of(config, kinds.pop() if len(kinds) == 1 else "float32", tokenizer, length)
-            (partial / huggingface.CONFIG).write_text(json.dumps(content, indent=2) + "\n")
-            write_safetensors(partial, entries, _ahead(values(progress)), shards or max(1, -(-n_bytes // SHARD_BYTES)))
+            (new / huggingface.CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+            write_safetensors(new, entries, values(progress), shards or max(1, -(-n_bytes // SHARD_BYTES)))
     if layout is huggingface.LAYOUT and config.n_future_tokens > 1:
         err.print(f"exported the trunk and head 1; heads 2 to {config.n_future_tokens} have no place in this layout")
     return {
@@ -204,13 +213,33 @@ def export_model(
     }
 
 
-def _ahead(arrays: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same arrays; the next one is read and turned in a thread while one is written."""
-    with ThreadPoolExecutor(1) as background:
-        pending = background.submit(next, arrays, None)
-        while (array := pending.result()) is not None:
-            pending = background.submit(next, arrays, None)
-            yield array
+class _Piece(NamedTuple):
+    """Part of a foreign tensor, as it is written at ``area`` of its place."""
+
+    name: str
+    place: Place
+    area: store.Index
+    array: np.ndarray
+
+
+def _read_piece(name: str, tensor: Tensor, place: Place, area: store.Index, dtype: np.dtype, source: Source) -> _Piece:
+    theirs = area[::-1] if place.leaf.endswith("kernel") else area
+    values = tensor.read()[theirs]
+    with np.errstate(over="ignore"):  # what does not fit into the type becomes infinite, and is found by the caller
+        values = values.astype(dtype, copy=False)
+    return _Piece(name, place, area, to_ours(values, place, source.layout, source.config))
+
+
+def _ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The results of ``jobs`` in order; the next few are worked on in threads while one is used."""
+    with ThreadPoolExecutor(_JOBS_AHEAD) as workers:
+        waiting: deque[Future[T]] = deque()
+        for job in jobs:
+            waiting.append(workers.submit(job))
+            if len(waiting) > _JOBS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _is_export(directory: Path) -> bool:
@@ -311,10 +340,6 @@ def _all_finite(values: np.ndarray) -> bool:
     without_sign = 2 ** (8 * values.itemsize - 1) - 1
     step = 2**20  # a piece that stays in the cache
     return all(int((pattern[i : i + step] & without_sign).max()) < infinity for i in range(0, pattern.size, step))
-
-
-def _count_not_finite(values: np.ndarray) -> int:
-    return int(np.count_nonzero(~np.isfinite(values.astype(np.float32))))
 
 
 def _write_failure(dst: Path, error: Exception) -> Exception:

@@ -78,9 +78,10 @@ def absent_leaves(layout: Layout, config: ModelConfig) -> dict[str, tuple[int, .
 
 
 def to_ours(tensor: np.ndarray, place: Place, layout: Layout, config: ModelConfig) -> np.ndarray:
-    """A foreign tensor as our parameter (or as its place in the stack)."""
+    """A foreign tensor, or some of its columns, as our parameter (or as its place in the stack)."""
     if layout.neighbours and _is_rotary(place.leaf):  # [(head, pair, 2), in] -> [(head, 2, pair), in]
-        tensor = tensor.reshape(-1, config.head_width // 2, 2, config.dim).swapaxes(1, 2).reshape(-1, config.dim)
+        n_in = tensor.shape[1]
+        tensor = tensor.reshape(-1, config.head_width // 2, 2, n_in).swapaxes(1, 2).reshape(-1, n_in)
     return _transposed(tensor) if place.leaf.endswith("kernel") else tensor
 
 
@@ -141,7 +142,7 @@ def differences(found: Mapping[str, tuple[int, ...]], layout: Layout, config: Mo
 def _transposed(array: np.ndarray) -> np.ndarray:
     """A row-major copy of ``array.T``; four times as fast as numpy's, which walks one side line by line."""
     result = np.empty(array.shape[::-1], array.dtype)
-    for start in range(0, len(array), 16):  # few enough rows that their lines stay in the cache
+    for start in range(0, len(array), 16):  # so few rows that their lines stay in the cache
         result[:, start : start + 16] = array[start : start + 16].T
     return result
 

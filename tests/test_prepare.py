@@ -130,6 +130,10 @@ BROKEN = {
     "unequal solutions": ([row("a", solutions={"language": [3, 3], "solution": ["x"]})], "2 languages, but 1 solu"),
     "unequal tests": ([row("a", public_tests={"input": ["1"], "output": []})], "1 inputs, but 0 outputs"),
     "extract": ([{"id": "a", "description": "d", "solution_py3": "x", "tests": [{"input": 1}]}], "'tests.0.output'"),
+    "half a surrogate pair": ([row("a", description="\ud800")], "line 1: not text"),
+    "a number of 5000 digits": (['{"name": ' + "1" * 5000 + "}"], "line 1: cannot be read"),
+    "brackets by the thousand": (["[" * 200_000], "line 1: cannot be read"),
+    "difficulty beyond 64 bits": ([row("a", difficulty=10**30)], "'difficulty'"),
     "twice": ([row("a"), row("a")], "line 2: the problem 'a' stands at .* line 1 already"),
     "empty": ([], "there is no row"),
     "nothing usable": (
@@ -162,6 +166,31 @@ def test_broken_benchmark_rows(dataset: str, fields: dict, message: str, tmp_pat
     assert_clean(tmp_path, "rows.jsonl")
 
 
+def test_destinations_that_cannot_be(tmp_path: Path):
+    source = write_jsonl(tmp_path / "rows.jsonl", [row("a")])
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(UserError, match="is not a folder"):
+            run_codecontests(source, tmp_path / name, "--overwrite")
+    with pytest.raises(UserError, match="cannot be a folder"):
+        run_codecontests(source, tmp_path / ("x" * 300))
+    assert_clean(tmp_path, "file", "link", "rows.jsonl")
+
+
+def test_a_folder_with_the_name_of_a_file_is_passed_over(tmp_path: Path):
+    (tmp_path / "raw/x.jsonl").mkdir(parents=True)
+    write_jsonl(tmp_path / "raw/train.jsonl", [row("a")])
+    assert run_codecontests(tmp_path / "raw", tmp_path / "out") == 0
+
+
+def test_mbpp_rows_that_stand_twice(shared_data: Path, tmp_path: Path):
+    lines = (shared_data / "mbpp/mbpp.jsonl").read_text().splitlines()[:3]
+    source = write_jsonl(tmp_path / "mbpp.jsonl", [*lines, lines[1]])
+    with pytest.raises(UserError, match=r"line 4: task_id 2 stands at .* line 2 already"):
+        run("--dataset", "mbpp", "--source", source, "--output", tmp_path / "out")
+
+
 def test_broken_files(tmp_path: Path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(UserError, match="damaged Parquet"):
@@ -192,6 +221,7 @@ def test_broken_files(tmp_path: Path):
         (["--dataset", "mini", "--source", "x"], "mini is generated"),
         (["--dataset", "mini", "--solutions", "0"], "--solutions 0"),
         (["--dataset", "mini", "--workers", "0"], "--workers 0"),
+        (["--dataset", "mini", "--vocab-size", "100"], "must be 259 or more"),
         (["--dataset", "mbpp", "--source", "x", "--validation-fraction", "1"], "below 1"),
     ],
 )
@@ -254,8 +284,10 @@ def test_the_index_is_made_again_when_it_does_not_fit(small: Path):
     with (small / "train.jsonl").open("a") as file:
         file.write(again.read([0])[0].model_dump_json() + "\n")
     assert len(open_split(small, "train")) == len(before) + 1
-    (small / "train.index.npz").write_bytes(b"damaged")
-    assert len(open_split(small, "train")) == len(before) + 1
+    whole = (small / "train.index.npz").read_bytes()
+    for damaged in (b"damaged", b"", whole[:500], whole[:-5]):
+        (small / "train.index.npz").write_bytes(damaged)
+        assert len(open_split(small, "train")) == len(before) + 1
 
 
 def test_rows_edited_by_hand(small: Path):

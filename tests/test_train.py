@@ -181,7 +181,7 @@ def test_a_run_directory_of_other_data_is_refused(whole, train_command, tiny_dat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("dataset.path=absent", "absent: no such data set|no tokenizer there"),
+        ("dataset.path=absent", "absent: no such data set; make it with"),
         ("model.path=absent", "absent: no such model"),
         ("model.tokenizer=absent", "no tokenizer there"),
         ("data_sampling.n_samples=121", "data_sampling.n_samples asks for 121, but there are 120 correct"),
@@ -231,6 +231,42 @@ def test_a_folder_with_other_things_is_not_touched(train_command, tmp_path: Path
 def test_a_loss_that_is_no_number_stops_the_run(train_command, tmp_path: Path):
     with pytest.raises(Failure, match=r"train/loss is .*Lower training.learning_rate"):
         train_command(tmp_path / "run", *LONG, "training.learning_rate=1e30", "training.warmup_ratio=0")
+
+
+def test_damaged_run_directories(whole, train_command, tmp_path: Path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/37/metrics")  # a step that is not whole is no step
+    assert saved_steps(tmp_path / "run") == [20, 30]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    lines[3] = "{"
+    (tmp_path / "run/metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(Failure, match=r"metrics.jsonl line 4: broken JSON"):
+        train_command(tmp_path / "run", *LONG)
+
+
+def test_an_env_file_that_is_no_text(train_command, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(b"MLFLOW_TRACKING_PASSWORD=\xff\xfe")
+    with pytest.raises(UserError, match=r"\.env: cannot be read"):
+        train_command(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_saving_more_often_than_every_step_is_every_step(train_command):
+    figures = train_command(None, "checkpoint.save_checkpoint_every=1e-300", flags=("--dry-run",))
+    assert len(figures["save_steps"]) == figures["last_step"]
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m wmtp_jax.train --stage baseline --dry-run --json | true",
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
 
 
 def test_unknown_stage():

@@ -49,6 +49,7 @@ def new_directory(directory: Path, *, overwrite: bool, is_ours: Callable[[Path],
         raise UserError(f"{directory}: cannot be written ({error.strerror}); give another destination") from error
     try:
         yield partial
+        os.sync()  # the contents are on the disk before the name is, should the machine go
         if directory.exists():
             directory.rename(replaced)
         partial.rename(directory)

@@ -8,7 +8,9 @@ where ``config.json`` describes one.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +30,10 @@ from wmtp_jax.parallel.sharding import parameter_name, parameter_shardings, para
 
 FORMAT_VERSION = 1
 CONFIG_FILE, PARAMS_FOLDER, ADAPTER_FOLDER, TOKENIZER_FOLDER = "config.json", "params", "adapter", "tokenizer"
+Index = tuple[int | slice, ...]
 STACKS = ("trunk.", "heads.")  # leaves whose leading axis counts blocks
-_CHUNK_BYTES = 16 * 2**20
+_CHUNK_BYTES = 64 * 2**20
+_BYTES_IN_FLIGHT = 256 * 2**20
 
 
 def build(config: ModelConfig, **options: Any) -> tuple[nnx.GraphDef[MTPTransformer], Any]:
@@ -143,19 +147,30 @@ def write_params(directory: Path, params: Any, folder: str = PARAMS_FOLDER) -> N
         checkpointer.save(directory.resolve() / folder, params, save_args=save_args(params))
 
 
-def write_params_streamed(directory: Path, shapes: Any, parts: Iterable[tuple[str, int | None, np.ndarray]]) -> None:
-    """Writes ``params/`` part by part: no more than two parts at a time are held in memory.
+def write_params_streamed(directory: Path, shapes: Any, parts: Iterable[tuple[str, Index, np.ndarray]]) -> None:
+    """Writes ``params/`` part by part: only a few parts at a time are held in memory (about 256 MiB, or one part).
 
     Args:
       directory: the model directory.
       shapes: nested dict of `jax.ShapeDtypeStruct`.
-      parts: ``(dotted name, i, array)``: the array goes to place i of the leaf's leading axis, or is the
-        whole leaf where i is None. Together they must fill every leaf; nothing here checks that.
+      parts: ``(dotted name, index, array)``: the array goes to ``leaf[index]``. Together they must fill every
+        leaf; nothing here checks that. Parts of `write_areas` are written fastest.
     """
     registry = ocp.type_handlers.create_type_handler_registry((jax.ShapeDtypeStruct, _StreamHandler(parts)))
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(directory.resolve() / PARAMS_FOLDER, shapes)
+
+
+def write_areas(name: str, shape: tuple[int, ...]) -> list[Index]:
+    """The areas of one block (or of a leaf that is no stack) that are chunks on the disk, in order."""
+    if name.startswith(STACKS):
+        whole, piece = shape[1:], _write_shape(name, shape)[1:]
+    else:
+        whole, piece = shape, _write_shape(name, shape)
+    steps = [range(0, size, step) for size, step in zip(whole, piece, strict=True)]
+    corners = itertools.product(*steps)
+    return [tuple(slice(at, at + step) for at, step in zip(corner, piece, strict=True)) for corner in corners]
 
 
 def save_args(tree: Any) -> Any:
@@ -211,7 +226,7 @@ def set_leaf(tree: dict[str, Any], name: str, value: Any) -> None:
 class _StreamHandler(ocp.type_handlers.NumpyHandler):
     """Writes leaves that arrive in parts, in any order; Orbax does the rest (metadata, whole or nothing)."""
 
-    def __init__(self, parts: Iterable[tuple[str, int | None, np.ndarray]]):
+    def __init__(self, parts: Iterable[tuple[str, Index, np.ndarray]]):
         super().__init__()
         self._parts = parts
 
@@ -231,14 +246,17 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
                 process_index=0,
                 arg=ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES),
             )
-            stores[info.name] = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
-        writing = None
+            # Not every chunk is brought to the disk by itself: that costs several times the writing. The caller
+            # syncs once, before the directory gets its name.
+            context = ts.Context({"file_io_sync": False}, parent=info.ts_context)
+            stores[info.name] = await ts.open(ts.Spec(spec), create=True, open=True, context=context)
+        in_flight: deque[tuple[int, Any]] = deque()  # parts that are written while the next one is prepared
         for name, index, array in self._parts:
-            if writing is not None:  # the part before was written while this one was prepared
-                await writing
-            target = stores[name] if index is None else stores[name][index]
-            writing = target.write(array, can_reference_source_data_indefinitely=True)
-        if writing is not None:
+            while in_flight and sum(size for size, _ in in_flight) + array.nbytes > _BYTES_IN_FLIGHT:
+                await in_flight.popleft()[1]
+            target = stores[name][index] if index else stores[name]
+            in_flight.append((array.nbytes, target.write(array, can_reference_source_data_indefinitely=True)))
+        for _, writing in in_flight:
             await writing
         return []
 
