@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,4 +178,5 @@ def _micro(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # importing torch and jax makes objects by the million; looking through them costs a second
     run_command(main)

@@ -141,10 +141,11 @@ def differences(found: Mapping[str, tuple[int, ...]], layout: Layout, config: Mo
 
 def _transposed(array: np.ndarray) -> np.ndarray:
     """A row-major copy of ``array.T``; four times as fast as numpy's, which walks one side line by line."""
-    result = np.empty(array.shape[::-1], array.dtype)
-    for start in range(0, len(array), 16):  # so few rows that their lines stay in the cache
-        result[:, start : start + 16] = array[start : start + 16].T
-    return result
+    bits = array.view(f"u{array.itemsize}")  # numpy copies its own types faster than bfloat16
+    result = np.empty(array.shape[::-1], bits.dtype)
+    for start in range(0, len(bits), 16):  # so few rows that their lines stay in the cache
+        result[:, start : start + 16] = bits[start : start + 16].T
+    return result.view(array.dtype)
 
 
 def _foreign_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:

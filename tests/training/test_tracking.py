@@ -8,6 +8,7 @@ import mlflow
 import pytest
 
 from wmtp_jax.config import load_settings
+from wmtp_jax.errors import Failure
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun, read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -93,5 +94,5 @@ def test_metrics_file_goes_back_to_the_resumed_step(tmp_path: Path):
     MetricsFile(tmp_path, first_step=3).close()
     assert read_metrics(tmp_path) == [{"step": s, "x": s / 3} for s in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nbroken\n{"step": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(Failure, match=r"metrics\.jsonl line 2: broken JSON"):
         read_metrics(tmp_path)
