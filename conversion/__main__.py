@@ -83,14 +83,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from conversion.convert import import_model
+    from conversion.importing import import_model
 
     figures = import_model(Path(args.src), args.dst, format=args.format, dtype=args.dtype, overwrite=args.overwrite)
     return _done(args, f"Imported from {figures['format']}", figures)
 
 
 def _export(args: argparse.Namespace) -> int:
-    from conversion.convert import export_model
+    from conversion.exporting import export_model
 
     figures = export_model(
         args.src,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from conversion import huggingface, meta_mtp, starling
 from conversion.layout import Layout, differences
-from conversion.tensors import DTYPES, INDEX_SUFFIX, SAFETENSORS, TORCH_BIN, Tensor, open_files, open_index
+from conversion.tensors import DTYPES, INDEX_SUFFIX, SAFETENSORS, TORCH_BIN, Tensor, open_files, open_index, read_index
 from wmtp_jax.errors import UserError
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.store import PARAMS_FOLDER
@@ -53,7 +57,8 @@ def open_source(path: Path, format: str = "auto") -> Source:
       UserError: nothing there, damaged, of another kind, or tensors are missing, unexpected, misshapen or not
         floats (all are listed).
     """
-    directory, tensors, files = _open(path)
+    directory, shard_index, files = find_files(path)
+    tensors = open_index(shard_index) if shard_index else open_files(files)
     layout = _layout(path, tensors, format)
     if layout is meta_mtp.LAYOUT:
         config = meta_mtp.read_config(directory)
@@ -83,14 +88,35 @@ def open_source(path: Path, format: str = "auto") -> Source:
     return Source(directory, files, layout, config, kept, ignored)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextlib.contextmanager
+def checksums(files: Sequence[Path]) -> Iterator[dict[str, Future[str]]]:
+    """SHA-256 of files by name, computed in a thread from now on; given up when the context is left early."""
+    left = threading.Event()
+
+    def sha256(path: Path) -> str:
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(2**22))
+        with path.open("rb", buffering=0) as file:
+            while not left.is_set() and (count := file.readinto(buffer)):
+                digest.update(buffer[:count])
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(1) as background:
+        try:
+            yield {file.name: background.submit(sha256, file) for file in files}
+        finally:
+            left.set()
 
 
-def _open(path: Path) -> tuple[Path, dict[str, Tensor], list[Path]]:
-    """Directory, tensors and weight files."""
+class Files(NamedTuple):
+    """Where a checkpoint's weights are: its directory, the index of shards if there is one, the weight files."""
+
+    directory: Path
+    shard_index: Path | None
+    files: list[Path]
+
+
+def find_files(path: Path) -> Files:
+    """The weight files of a checkpoint, not opened yet. Raises UserError where there are none."""
     if path.is_file():
         directory, found = path.parent, path
     elif path.is_dir():
@@ -103,11 +129,10 @@ def _open(path: Path) -> tuple[Path, dict[str, Tensor], list[Path]]:
     else:
         raise UserError(f"{path}: no such file or directory")
     if found.name.endswith(INDEX_SUFFIX):
-        files, tensors = open_index(found)
-        return directory, tensors, files
+        return Files(directory, found, sorted(set(read_index(found).values())))
     if "-of-" in found.stem and path.is_dir():
         raise UserError(f"{path}: holds shards ({found.name}, ...) but not their index; copy or download it")
-    return directory, open_files([found]), [found]
+    return Files(directory, None, [found])
 
 
 def _weight_files(directory: Path) -> list[Path]:

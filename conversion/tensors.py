@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -26,6 +28,8 @@ _SAFETENSORS_DTYPES = {
     **{"I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8)},
     **{"U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)},
 }
+_JOBS_AHEAD = 2  # tensors, or parts of them, that are read and turned while one is written
+T = TypeVar("T")
 _TORCH_NEEDED = "install it with `pip install 'wmtp-jax[convert]'`"
 
 
@@ -91,12 +95,11 @@ def open_files(paths: Sequence[Path]) -> dict[str, Tensor]:
     return result
 
 
-def open_index(path: Path) -> tuple[list[Path], dict[str, Tensor]]:
-    """The shards that ``model.safetensors.index.json`` or ``pytorch_model.bin.index.json`` names.
+def read_index(path: Path) -> dict[str, Path]:
+    """Tensor -> file, of a ``model.safetensors.index.json`` or ``pytorch_model.bin.index.json``.
 
     Raises:
-      UserError: the index is broken, shards are missing, or it names tensors that no shard holds (all are
-        listed).
+      UserError: the index is broken, or shards are missing.
     """
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -108,12 +111,22 @@ def open_index(path: Path) -> tuple[list[Path], dict[str, Tensor]]:
         raise UserError(f"{path}: names files outside its folder: {', '.join(map(str, outside))}")
     if absent := [file.name for file in files if not file.is_file()]:
         raise UserError(f"{path}: these shards are missing: {', '.join(absent)}; copy or download them")
-    tensors = open_files(files)
+    return wanted
+
+
+def open_index(path: Path) -> dict[str, Tensor]:
+    """All tensors of the shards that an index names.
+
+    Raises:
+      UserError: as `read_index` and `open_files`, or it names tensors that no shard holds (all are listed).
+    """
+    wanted = read_index(path)
+    tensors = open_files(sorted(set(wanted.values())))
     wrong = [f"{name} in {file.name}" for name, file in wanted.items() if getattr(tensors.get(name), "path", 0) != file]
     if wrong:
         listing = "\n  ".join(wrong)
         raise UserError(f"{path}: names tensors that the shards do not hold:\n  {listing}\nDownload the model again")
-    return files, tensors
+    return tensors
 
 
 def write_torch(path: Path, entries: Sequence[Entry], arrays: Iterable[np.ndarray]) -> None:
@@ -172,6 +185,18 @@ def write_safetensors(
     if len(parts) > 1:
         index = {"metadata": {"total_size": sum(e.nbytes for e in entries)}, "weight_map": weight_map}
         (directory / f"{stem}.safetensors{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def in_order_ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The results of ``jobs`` in order; the next few are worked on in threads while one is used."""
+    with ThreadPoolExecutor(_JOBS_AHEAD) as workers:
+        waiting: deque[Future[T]] = deque()
+        for job in jobs:
+            waiting.append(workers.submit(job))
+            if len(waiting) > _JOBS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _write_values(file: Any, entry: Entry, array: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The commands of the READMEs, run as they stand there, in their order, in a folder with the presets only."""
+"""The commands of READMEs and guides, run as they stand there, in their order, in a folder with the presets only."""
 
 import re
 import shutil
@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.ko.md")
+GUIDES = ("docs/conversion.md", "docs/conversion.ko.md")
 
 
 def blocks(readme: str, language: str) -> list[str]:
@@ -23,9 +24,10 @@ def commands(readme: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("make ")]
 
 
-def test_both_languages_give_the_same_commands():
-    assert commands(READMES[0]) == commands(READMES[1])
-    assert len(commands(READMES[0])) >= 4
+@pytest.mark.parametrize("pair", [READMES, GUIDES], ids=lambda pair: pair[0])
+def test_both_languages_give_the_same_commands(pair: tuple[str, str]):
+    assert commands(pair[0]) == commands(pair[1])
+    assert len(commands(pair[0])) >= 4
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "schema", "bench", "clean"])
@@ -35,24 +37,24 @@ def test_make_knows_its_targets(target: str):
 
 
 def test_links_lead_somewhere():
-    for readme in (*READMES, "CONTRIBUTING.md", "configs/README.md"):
+    for readme in (*READMES, *GUIDES, "CONTRIBUTING.md", "configs/README.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / readme).read_text(encoding="utf-8")):
             if not link.startswith("http"):
                 assert (ROOT / readme).parent.joinpath(link).exists(), f"{readme}: {link}"
 
 
-def test_commands_run_as_written(tmp_path: Path):
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    for command in commands("README.md"):
+def run_commands(document: str, tmp_path: Path, check: str) -> None:
+    """Runs the commands, then the Python examples with ``check`` behind each."""
+    for command in commands(document):
         assert command.startswith("python -m "), command
         arguments = command.removeprefix("python ").split()
         done = subprocess.run(
             [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    for code in blocks("README.md", "python"):
+    for code in blocks(document, "python"):
         done = subprocess.run(
-            [sys.executable, "-c", code + "\nassert logits.shape == (1, 3, 4, 1024), logits.shape"],
+            [sys.executable, "-c", f"{code}\n{check}"],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -60,6 +62,15 @@ def test_commands_run_as_written(tmp_path: Path):
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_guide_commands_run_as_written(tmp_path: Path):
+    run_commands(GUIDES[0], tmp_path, "assert values.shape == (1, 4) and rewards.shape == (1,)")
+
+
+def test_readme_commands_run_as_written(tmp_path: Path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    run_commands(READMES[0], tmp_path, "assert logits.shape == (1, 3, 4, 1024), logits.shape")
     run = tmp_path / "storage/checkpoints/baseline/first-look"
     for name in ("checkpoints", "config.json", "tokenizer", "metrics.jsonl", "mlflow.db", "settings.yaml", "run.json"):
         assert (run / name).exists(), name

@@ -116,8 +116,8 @@ def test_nan_is_reported_with_every_tensor_that_has_it(value: float, dtype: torc
     tensors["extra_heads.0.ffn_norm.weight"][:2] = value
     torch.save(tensors, tmp_path / "src/consolidated.pth")
     text = refused("NaN or infinite")
-    assert "layers.1.attention.wv.weight: 1 of 2,304 values" in text
-    assert "extra_heads.0.ffn_norm.weight: 2 of 48 values" in text
+    assert "layers.1.attention.wv.weight: 1 values" in text
+    assert "extra_heads.0.ffn_norm.weight: 2 values" in text
 
 
 def test_values_too_large_for_the_type_asked_for(refused, tmp_path: Path):
