@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,12 +116,9 @@ def _time_torch(settings: Settings, config: ModelConfig, rows: Rows, steps: int)
     """Seconds of one update of the same model in eager PyTorch (the reference of `conversion verify`)."""
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    import torch_reference
-
     from conversion.layout import places
     from conversion.meta_mtp import LAYOUT
-    from conversion.torch_reference import forward
+    from conversion.torch_reference import forward, loss
 
     params = {**vars(config)}
     tensors = {n: torch.nn.Parameter(0.02 * torch.randn(shape)) for n, (_, _, shape) in places(LAYOUT, config).items()}
@@ -137,7 +133,7 @@ def _time_torch(settings: Settings, config: ModelConfig, rows: Rows, steps: int)
 
     def once() -> None:
         optimizer.zero_grad()
-        torch_reference.loss(forward(tensors, params, tokens), tokens, first_target=1).backward()
+        loss(forward(tensors, params, tokens), tokens, first_target=1).backward()
         torch.nn.utils.clip_grad_norm_(tensors.values(), training.max_grad_norm)
         optimizer.step()
 

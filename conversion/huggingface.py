@@ -6,12 +6,12 @@ An ordinary next-token model is ours with one prediction head: its last block is
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from conversion.layout import Layout
+from conversion.tensors import read_json
 from wmtp_jax.errors import UserError
 from wmtp_jax.models.config import ModelConfig, RopeScaling
 
@@ -48,19 +48,6 @@ LAYOUT = Layout(
     neighbours=False,
     ignored=re.compile(r".*\.rotary_emb\.inv_freq"),
 )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in a file. Raises UserError where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it describes the architecture and stands beside the weights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); copy or download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object, found {type(content).__name__}")
-    return content
 
 
 def read_config(path: Path, value_model: bool = False) -> ModelConfig:
@@ -124,7 +111,7 @@ def _rope_scaling(rope: dict[str, Any], content: dict[str, Any]) -> RopeScaling 
 
 
 def config_of(config: ModelConfig, dtype: str, tokenizer: Any, max_length: int) -> dict[str, Any]:
-    """``config.json`` of trunk and head 1, in the fields that transformers 4 and 5 and vLLM read.
+    """``config.json`` of trunk and head 1, in the fields that transformers 4 and 5 read.
 
     Args:
       config: our architecture.

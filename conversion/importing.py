@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,21 +15,13 @@ import numpy as np
 from conversion import huggingface, meta_mtp
 from conversion.layout import Place, absent_leaves, places, to_ours
 from conversion.source import Source, checksums, find_files, open_source
-from conversion.tensors import DTYPES, in_order_ahead
+from conversion.tensors import DTYPES, count_not_finite, in_order_ahead, read_json
 from wmtp_jax.console import Steps, err
+from wmtp_jax.data.tokenize import copy_tokenizer
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.files import check_free_space, new_directory
 from wmtp_jax.models import store
 from wmtp_jax.parallel.sharding import parameter_name
-
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 def import_model(
@@ -66,7 +56,7 @@ def import_model(
                 store.write_params_streamed(new, shapes, _parts(source, shapes, dtype, progress))
             except ValueError as error:  # tensorstore's own; a full disk among them
                 raise _write_failure(dst, error) from error
-        tokenizer = _import_tokenizer(source, new / store.TOKENIZER_FOLDER)
+        tokenizer = copy_tokenizer(source.directory, new / store.TOKENIZER_FOLDER)
         facts: dict[str, Any] = {
             "format": source.layout.name,
             "files": {name: future.result() for name, future in sha256.items()},
@@ -75,7 +65,7 @@ def import_model(
         if source.layout is meta_mtp.LAYOUT:
             facts["params"] = meta_mtp.read_params(source.directory)
         elif (source.directory / huggingface.CONFIG).is_file():
-            content = huggingface.read_json(source.directory / huggingface.CONFIG)
+            content = read_json(source.directory / huggingface.CONFIG)
             facts["max_position_embeddings"] = content.get("max_position_embeddings", 2048)
         store.write_description(new, source.config, facts)
     if not tokenizer:
@@ -93,12 +83,13 @@ def import_model(
 
 
 class _Piece(NamedTuple):
-    """Part of a foreign tensor, as it is written at ``area`` of its place."""
+    """Part of a foreign tensor, as it is written at ``area`` of its place, and how many values are no numbers."""
 
     name: str
     place: Place
     area: store.Index
     array: np.ndarray
+    not_finite: int
 
 
 def _parts(
@@ -106,9 +97,9 @@ def _parts(
 ) -> Iterator[tuple[str, store.Index, np.ndarray]]:
     """What `store.write_params_streamed` takes. Raises UserError, at the end, naming every tensor with NaN."""
     bad: Counter[str] = Counter()
-    for name, place, area, array in in_order_ahead(_pieces(source, shapes)):
-        if not _all_finite(array):
-            bad[name] += int(np.count_nonzero(~np.isfinite(array.astype(np.float32))))
+    for name, place, area, array, not_finite in in_order_ahead(_pieces(source, shapes)):
+        if not_finite:
+            bad[name] += not_finite
         if not bad:
             yield place.leaf, area if place.block is None else (place.block, *area), array
         progress.advance(array.nbytes, note=name)
@@ -138,7 +129,8 @@ def _read_piece(
     values = values[area[::-1] if place.leaf.endswith("kernel") else area]
     with np.errstate(over="ignore"):  # what does not fit into the type becomes infinite, and is found by the caller
         values = values.astype(dtype, copy=False)
-    return _Piece(name, place, area, to_ours(values, place, source.layout, source.config))
+    array = to_ours(values, place, source.layout, source.config)
+    return _Piece(name, place, area, array, count_not_finite(array))
 
 
 def _stored_shapes(source: Source, dtype: str | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -160,34 +152,9 @@ def _stored_shapes(source: Source, dtype: str | None) -> tuple[dict[str, Any], d
     shapes: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(store.build(source.config)[1]):
         name = parameter_name(path)
-        store.set_leaf(shapes, name, jax.ShapeDtypeStruct(leaf.shape, types.get(name, DTYPES["float32"])))
+        kind = types.get(name) or types[f"{name.removesuffix('bias')}kernel"]  # a bias the layout has none of
+        store.set_leaf(shapes, name, jax.ShapeDtypeStruct(leaf.shape, kind))
     return shapes, original
-
-
-def _import_tokenizer(source: Source, folder: Path) -> bool:
-    """Copies tokenizer files; a bare ``tokenizer.model`` gets the config that makes it LLaMA's."""
-    files = [source.directory / name for name in TOKENIZER_FILES if (source.directory / name).is_file()]
-    if not any(file.name in ("tokenizer.model", "tokenizer.json") for file in files):
-        return False
-    folder.mkdir()
-    for file in files:
-        shutil.copy(file, folder)
-    config = folder / "tokenizer_config.json"
-    if not config.exists():
-        content = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        config.write_text(json.dumps(content if (folder / "tokenizer.model").exists() else {}, indent=2) + "\n")
-    return True
-
-
-def _all_finite(values: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite: those alone have every bit of the exponent set."""
-    infinity = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}[values.dtype.name]
-    if not values.size:
-        return True
-    pattern = np.ascontiguousarray(values).reshape(-1).view(f"u{values.itemsize}")
-    without_sign = 2 ** (8 * values.itemsize - 1) - 1
-    step = 2**20  # a piece that stays in the cache
-    return all(int((pattern[i : i + step] & without_sign).max()) < infinity for i in range(0, pattern.size, step))
 
 
 def _write_failure(dst: Path, error: Exception) -> Exception:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from wmtp_jax.errors import UserError
-from wmtp_jax.load import find_model
+from wmtp_jax.load import find_model, stored_arrays
 from wmtp_jax.models import store
 
 
@@ -24,10 +23,7 @@ def inspect(path: str) -> dict[str, Any]:
     if found.foreign:
         tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in found.foreign.tensors.items()}
     else:
-        try:
-            arrays = store.open_arrays(found.directory)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        arrays = stored_arrays(found)
         tensors = {name: (tuple(array.shape), array.dtype.numpy_dtype) for name, array in arrays.items()}
     listing = []
     for name, (shape, dtype) in tensors.items():

@@ -25,7 +25,7 @@ class Layout:
     """Names in one kind of checkpoint.
 
     Attributes:
-      name: as in ``--format``.
+      name: as in ``import --format``.
       shared: our leaf -> its name there, for what is not in blocks.
       block: our leaf inside a block -> its name there, without the block's prefix.
       prefixes: architecture -> prefix of every block of ``trunk`` and of ``heads``, in our order.
@@ -103,8 +103,8 @@ def tree_to_ours(tensors: Mapping[str, np.ndarray], layout: Layout, config: Mode
             store.set_leaf(result, place.leaf, array)
         else:
             stacks.setdefault(place.leaf, []).append(array)
-    for leaf, blocks in stacks.items():
-        store.set_leaf(result, leaf, np.stack(blocks))
+    for leaf in list(stacks):
+        store.set_leaf(result, leaf, np.stack(stacks.pop(leaf)))
     for leaf, shape in absent_leaves(layout, config).items():
         store.set_leaf(result, leaf, np.zeros(shape, np.float32))
     return result

@@ -6,12 +6,12 @@ last, the block of head 1; ``extra_heads`` the blocks of heads 2 to n.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from conversion.layout import Layout
+from conversion.tensors import read_json
 from wmtp_jax.errors import UserError
 from wmtp_jax.models.config import ModelConfig
 
@@ -49,23 +49,8 @@ LAYOUT = Layout(
 
 
 def read_params(directory: Path) -> dict[str, Any]:
-    """``params.json`` as it stands there.
-
-    Raises:
-      UserError: it is absent or broken.
-    """
-    path = directory / PARAMS
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it describes the architecture and stands beside {CHECKPOINT}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: not JSON ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if not isinstance(params, dict):
-        raise UserError(f"{path}: expected an object with dim, n_layers, n_heads, ..., found {type(params).__name__}")
-    return params
+    """``params.json`` as it stands there. Raises UserError where it is absent or broken."""
+    return read_json(directory / PARAMS)
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -100,7 +85,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
     """``params.json`` of an architecture, for `read_config` to read back.
 
     Raises:
-      UserError: the layout cannot express it (tied or scaled positions, odd head width, no heads).
+      UserError: the layout cannot express it (scaled positions, a head width of its own, no heads).
     """
     if not config.n_future_tokens:
         raise UserError("a model that gives values only has no output matrix; Meta's layout cannot hold it")

@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from conversion.layout import places, to_ours
 from conversion.source import Source
+from wmtp_jax.data.tokenize import copy_tokenizer
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import new_directory
-from wmtp_jax.load import ModelSource, find_model
+from wmtp_jax.load import ModelSource, block_reader, find_model
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
@@ -65,16 +67,15 @@ def make_micro(
     else:
         mesh = make_mesh((-1, 1, 1))
         made = [
-            (name, config, store.random_params(config, seed, "float32", mesh), {"random": seed}, tokenizer)
-            for name, config in CONFIGS.items()
+            (name, config, _random(config, seed, mesh), {"random": seed}, tokenizer) for name, config in CONFIGS.items()
         ]
     results = []
     for name, config, params, facts, folder in made:
         destination = dst / name
         with new_directory(destination, overwrite=overwrite, is_ours=store.is_model_directory, what="model") as new:
             store.write_params(new, params)
-            if folder is not None:
-                _copy_tokenizer(folder, new / store.TOKENIZER_FOLDER)
+            if folder is not None and not copy_tokenizer(folder, new / store.TOKENIZER_FOLDER):
+                raise UserError(f"{folder}: holds no tokenizer.json and no tokenizer.model; see --tokenizer")
             store.write_description(new, config, facts)
         results.append(
             {
@@ -87,13 +88,12 @@ def make_micro(
     return results
 
 
-def _copy_tokenizer(folder: Path, target: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --tokenizer names a tokenizer's folder")
-    target.mkdir()
-    for file in folder.iterdir():
-        if file.is_file() and "token" in file.name:
-            shutil.copy(file, target)
+def _random(config: ModelConfig, seed: int, mesh: Mesh) -> dict[str, Any]:
+    params = store.random_params(config, seed, "float32", mesh)
+    if config.value_head:  # zero at the start of a training; as a reward model it would say nothing
+        kernel = params["value_head"]["kernel"]
+        params["value_head"]["kernel"] = jax.random.normal(jax.random.key(seed), kernel.shape) / config.dim**0.5
+    return params
 
 
 def _small(config: ModelConfig) -> ModelConfig:
@@ -116,7 +116,7 @@ def _small(config: ModelConfig) -> ModelConfig:
 def _cut(found: ModelSource, small: ModelConfig) -> dict[str, Any]:
     """The parameters of ``small``, cut out of a model block by block."""
     config = found.config
-    read = _foreign_blocks(found.foreign) if found.foreign else _our_blocks(found)
+    read = _foreign_blocks(found.foreign) if found.foreign else block_reader(found)
     half, small_half = config.head_width // 2, small.head_width // 2
 
     def rows(heads: int) -> np.ndarray:
@@ -145,24 +145,13 @@ def _cut(found: ModelSource, small: ModelConfig) -> dict[str, Any]:
     return result
 
 
-def _foreign_blocks(source: Source) -> Any:
-    where = {(place.leaf, place.block): name for name, place in places(source.layout, source.config).items()}
+def _foreign_blocks(source: Source) -> Callable[[str, int | None], np.ndarray]:
+    there = {(place.leaf, place.block): (name, place) for name, place in places(source.layout, source.config).items()}
 
     def read(leaf: str, block: int | None) -> np.ndarray:
-        name = where.get((leaf, block))
-        if name is None:
+        if (leaf, block) not in there:
             return np.zeros(1, np.float32)  # the value head's bias, which the layout has none of
-        place = places(source.layout, source.config)[name]
+        name, place = there[leaf, block]
         return to_ours(source.tensors[name].read(), place, source.layout, source.config)
-
-    return read
-
-
-def _our_blocks(found: ModelSource) -> Any:
-    arrays = store.open_arrays(found.directory)
-
-    def read(leaf: str, block: int | None) -> np.ndarray:
-        array = arrays[leaf]
-        return np.asarray((array if block is None else array[block]).read().result())
 
     return read

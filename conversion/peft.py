@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from conversion import huggingface
-from conversion.tensors import DTYPES, Entry, write_safetensors
+from conversion.tensors import DTYPES, Entry, is_export, write_export_note, write_safetensors
 from wmtp_jax.console import err
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import new_directory
-from wmtp_jax.load import ModelSource
+from wmtp_jax.load import ModelSource, stored_arrays
 from wmtp_jax.models import store
 
 CONFIG = "adapter_config.json"
@@ -33,10 +33,7 @@ def export_adapter(found: ModelSource, dst: Path, *, format: str, overwrite: boo
         raise UserError(f"{found.directory}: has no adapter; leave out --adapter-only")
     if format != "huggingface":
         raise UserError("--adapter-only writes PEFT's format, which goes with --format huggingface")
-    try:
-        arrays = store.open_arrays(found.directory, store.ADAPTER_FOLDER)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    arrays = stored_arrays(found, store.ADAPTER_FOLDER)
     layout, values, left_out = huggingface.LAYOUT, {}, 0
     for stack, prefixes in layout.prefixes(found.config).items():
         for name, array in arrays.items():
@@ -62,7 +59,8 @@ def export_adapter(found: ModelSource, dst: Path, *, format: str, overwrite: boo
         "base_model_name_or_path": None,
     }
     entries = [Entry(key, array.shape, DTYPES[array.dtype.name]) for key, array in values.items()]
-    with new_directory(dst, overwrite=overwrite, is_ours=lambda d: (d / CONFIG).is_file(), what="adapter") as partial:
+    with new_directory(dst, overwrite=overwrite, is_ours=is_export, what="export") as partial:
+        write_export_note(partial, {"format": "peft", "from": str(found.directory)})
         (partial / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
         write_safetensors(partial, entries, iter(values.values()), 1, stem="adapter_model")
     if left_out:

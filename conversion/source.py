@@ -17,7 +17,7 @@ from wmtp_jax.errors import UserError
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.store import PARAMS_FOLDER
 
-FORMATS = (meta_mtp.LAYOUT.name, huggingface.LAYOUT.name, starling.LAYOUT.name)
+LAYOUTS = {layout.name: layout for layout in (meta_mtp.LAYOUT, huggingface.LAYOUT, starling.LAYOUT)}
 _INDICES = (f"{SAFETENSORS}{INDEX_SUFFIX}", f"{TORCH_BIN}{INDEX_SUFFIX}")
 _FILES = (meta_mtp.CHECKPOINT, SAFETENSORS, TORCH_BIN)
 
@@ -51,7 +51,7 @@ def open_source(path: Path, format: str = "auto") -> Source:
 
     Args:
       path: its directory, or its weight file there.
-      format: one of `FORMATS`; ``auto`` decides by the tensors' names.
+      format: one of `LAYOUTS`; ``auto`` decides by the tensors' names.
 
     Raises:
       UserError: nothing there, damaged, of another kind, or tensors are missing, unexpected, misshapen or not
@@ -143,9 +143,8 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _layout(path: Path, tensors: dict[str, Tensor], format: str) -> Layout:
-    layouts = {layout.name: layout for layout in (meta_mtp.LAYOUT, huggingface.LAYOUT, starling.LAYOUT)}
     if format != "auto":
-        return layouts[format]
+        return LAYOUTS[format]
     if "v_head.weight" in tensors:
         return starling.LAYOUT
     for layout in (meta_mtp.LAYOUT, huggingface.LAYOUT):

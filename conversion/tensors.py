@@ -28,6 +28,7 @@ _SAFETENSORS_DTYPES = {
     **{"I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8)},
     **{"U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)},
 }
+_EXPORT_NOTE = "wmtp_jax_export.json"
 _JOBS_AHEAD = 2  # tensors, or parts of them, that are read and turned while one is written
 T = TypeVar("T")
 _TORCH_NEEDED = "install it with `pip install 'wmtp-jax[convert]'`"
@@ -129,6 +130,16 @@ def open_index(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def write_export_note(directory: Path, facts: dict[str, Any]) -> None:
+    """Marks a folder as an export of ours, which ``--overwrite`` may replace, and says what it is."""
+    (directory / _EXPORT_NOTE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_export(directory: Path) -> bool:
+    """Whether a folder was written by an export of ours."""
+    return (directory / _EXPORT_NOTE).is_file()
+
+
 def write_torch(path: Path, entries: Sequence[Entry], arrays: Iterable[np.ndarray]) -> None:
     """Writes ``torch.save``'s format: torch lays the file out, the values are put into their places after.
 
@@ -185,6 +196,32 @@ def write_safetensors(
     if len(parts) > 1:
         index = {"metadata": {"total_size": sum(e.nbytes for e in entries)}, "weight_map": weight_map}
         (directory / f"{stem}.safetensors{INDEX_SUFFIX}").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file. Raises UserError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; it describes the architecture and stands beside the weights") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not JSON ({error}); copy or download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object with the architecture, found {type(content).__name__}")
+    return content
+
+
+def count_not_finite(values: np.ndarray) -> int:
+    """How many values are NaN or infinite: those alone have every bit of the exponent set."""
+    infinity = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}[values.dtype.name]
+    bits = np.ascontiguousarray(values).reshape(-1).view(f"u{values.itemsize}")
+    without_sign = 2 ** (8 * values.itemsize - 1) - 1
+    count, step = 0, 2**18  # a piece that stays in the cache
+    for start in range(0, bits.size, step):
+        magnitude = bits[start : start + step] & without_sign
+        if magnitude.max() >= infinity:  # the rule is that none is, and looking for the largest is fastest
+            count += int(np.count_nonzero(magnitude >= infinity))
+    return count
 
 
 def in_order_ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:

@@ -33,6 +33,16 @@ def forward(tensors: Tensors, params: dict[str, Any], tokens: torch.Tensor) -> t
     return torch.stack(outputs, dim=2) @ tensors["output.weight"].T
 
 
+def loss(logits: torch.Tensor, tokens: torch.Tensor, first_target: int) -> torch.Tensor:
+    """Mean over heads of the mean cross-entropy of targets at positions >= ``first_target``."""
+    means = []
+    for k in range(1, logits.shape[2] + 1):
+        start = max(first_target - k, 0)
+        predicted = logits[:, start : tokens.shape[1] - k, k - 1]
+        means.append(F.cross_entropy(predicted.flatten(0, 1), tokens[:, start + k :].flatten()))
+    return torch.stack(means).mean()
+
+
 def _block(w: Tensors, name: str, params: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
     B, S, D = x.shape
     heads = params["n_heads"]

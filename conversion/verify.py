@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from conversion import huggingface, meta_mtp
 from conversion.source import Source
 from wmtp_jax.console import err
 from wmtp_jax.errors import UserError
-from wmtp_jax.load import ModelSource, find_model, load_model
-from wmtp_jax.models import store
+from wmtp_jax.load import ModelSource, find_model, load_model, stored_arrays
 
 TOLERANCE = 1e-4
 ROWS, LENGTH = 2, 48
@@ -57,13 +57,14 @@ def verify(first: str | Path, second: str | Path) -> dict[str, Any]:
         err.print(f"computing with {path}", highlight=False, soft_wrap=True)
         forward = _forward(path, source)
         outputs.append([forward(tokens) for tokens in inputs.values()])
-        del forward  # two large models need not be in memory together
+        del forward
+        gc.collect()  # two large models need not be in memory together
     heads = min(output[0].shape[2] for output in outputs)
     differences = {
         kind: [float(np.max(np.abs(a[:, :, k] - b[:, :, k]))) for k in range(heads)]
         for kind, a, b in zip(inputs, *outputs, strict=True)
     }
-    largest = max(max(values) for values in differences.values())
+    largest = float(np.max([*differences.values()]))  # NaN where any is, which equals nothing
     return {
         "compared": "logits" if configs[0].n_future_tokens else "values",
         "heads": heads,
@@ -106,7 +107,7 @@ def _ours(path: str | Path, source: ModelSource) -> Forward:
     from flax import nnx
 
     # Weights stay in the type they are stored in, where all share one: half the memory for bfloat16.
-    kinds = {array.dtype.numpy_dtype.name for array in store.open_arrays(source.directory).values()}
+    kinds = {array.dtype.numpy_dtype.name for array in stored_arrays(source).values()}
     model = load_model(path, param_dtype=kinds.pop() if len(kinds) == 1 else "float32")
     run = nnx.jit(
         lambda model, tokens: model(tokens) if source.config.n_future_tokens else model.values(tokens)[..., None]

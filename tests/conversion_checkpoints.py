@@ -1,13 +1,43 @@
-"""Foreign checkpoints made by their own libraries."""
+"""Foreign checkpoints: random ones in Meta's layout, others made by their own libraries."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+
+def random_checkpoint(
+    directory: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> dict[str, torch.Tensor]:
+    """Writes a small checkpoint with random weights in Meta's layout and returns its tensors."""
+    params = {
+        "dim": 48,
+        "n_layers": 5,
+        "n_heads": 4,
+        "n_kv_heads": 4,
+        "vocab_size": 61,
+        "multiple_of": 16,
+        "norm_eps": 1e-5,
+        "n_future_tokens": 3,
+        "rope_theta": 10000.0,
+    } | changes
+    from conversion.layout import places
+    from conversion.meta_mtp import LAYOUT, read_config
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "params.json").write_text(json.dumps(params))
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, place in places(LAYOUT, read_config(directory)).items():
+        noise = torch.randn(place.shape, generator=generator)
+        tensors[name] = (1 + 0.1 * noise if len(place.shape) == 1 else 0.15 * noise).to(dtype)
+    torch.save(tensors, directory / "consolidated.pth")
+    return tensors
 
 
 def llama_config(**changes) -> transformers.LlamaConfig:

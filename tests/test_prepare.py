@@ -252,7 +252,7 @@ def test_a_folder_that_is_no_data_set_is_never_replaced(tmp_path: Path):
     source = write_jsonl(tmp_path / "good.jsonl", [row("a")])
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letters.txt").write_text("precious")
-    with pytest.raises(UserError, match="not a data set of ours"):
+    with pytest.raises(UserError, match="is no data set of ours"):
         run_codecontests(source, tmp_path / "home", "--overwrite")
     assert (tmp_path / "home/letters.txt").exists()
 

@@ -202,6 +202,21 @@ def test_bad_input_leaves_nothing(train_command, tmp_path: Path, change: str, me
     assert not (tmp_path / "run").exists()
 
 
+def test_a_resume_with_another_tokenizer_is_refused(whole, train_command, tiny_data: Path, tmp_path: Path):
+    shutil.copytree(tiny_data / "tokenizer", tmp_path / "tokenizer")
+    content = json.loads((tmp_path / "tokenizer/tokenizer.json").read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-20]
+    (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokens \(examples, tokenizer, packing\)"):
+        train_command(whole[0], *LONG, f"model.tokenizer={tmp_path / 'tokenizer'}", "dataset.max_length=64")
+
+
+def test_a_value_model_is_no_baseline(train_command, tmp_path: Path):
+    values = ("model.architecture.n_future_tokens=0", "model.architecture.value_head=linear")
+    with pytest.raises(UserError, match="gives values only"):
+        train_command(tmp_path / "run", *values)
+
+
 def test_bad_rows_are_named(train_command, tiny_data: Path, tmp_path: Path):
     shutil.copytree(tiny_data, tmp_path / "data")
     lines = (tmp_path / "data/train.jsonl").read_text().splitlines()

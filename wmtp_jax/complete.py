@@ -46,6 +46,8 @@ def complete(
     from wmtp_jax.load import find_model, load_model
 
     source = find_model(model_path)
+    if not source.config.n_future_tokens:
+        raise UserError(f"--model {model_path}: gives values, not tokens: it cannot complete a problem")
     tokenizer = load_tokenizer(source.tokenizer or data / "tokenizer")
     split = open_split(data, split_name)
     correct = np.flatnonzero(split.is_correct)

@@ -56,7 +56,7 @@ class ModelSettings(_Part):
     path: FilePath | None = Field(
         None,
         description="Model to start from: a model directory, a run directory (`@latest`, `@<step>`), or a "
-        "checkpoint in Meta's layout. Without it, training starts from random weights of `architecture`.",
+        "PyTorch checkpoint (Meta's layout, LLaMA). Without it, training starts from random weights of `architecture`.",
     )
     architecture: ModelConfig | None = Field(
         None,

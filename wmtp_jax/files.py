@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,38 +33,45 @@ def new_directory(directory: Path, *, overwrite: bool, is_ours: Callable[[Path],
       Failure: the disk is full.
     """
     try:
+        directory = directory.resolve() if not directory.is_symlink() else directory
         _sweep(directory)
         there = directory.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         raise UserError(f"{str(directory)[:100]!r}: cannot be a folder ({error}); give another destination") from error
     if directory.is_symlink() or (there and not directory.is_dir()):
         raise UserError(f"{directory} is not a folder and is not replaced; give another destination")
-    if directory.exists() and not overwrite:
+    if there and not overwrite:
         raise UserError(f"{directory} exists; give another destination, or --overwrite to replace it")
-    if directory.exists() and any(directory.iterdir()) and not is_ours(directory):
-        raise UserError(f"{directory} is not a {what} of ours and is not replaced; give another destination")
-    partial = directory.with_name(f"{directory.name}.partial-{os.getpid()}")
-    replaced = directory.with_name(f"{directory.name}.replaced-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error.strerror}); give another destination") from error
-    try:
-        yield partial
-        os.sync()  # the contents are on the disk before the name is, should the machine go
-        if directory.exists():
-            directory.rename(replaced)
-        partial.rename(directory)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise Failure(
-                f"{directory}: the disk is full ({error.strerror}); nothing was left there. Free some space or "
-                "give a destination on another disk"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if there and any(directory.iterdir()) and not is_ours(directory):
+        raise UserError(f"{directory} is no {what} of ours and is not replaced; give another destination")
+    token = secrets.token_hex(4)
+    partial = directory.with_name(f"{directory.name}.partial-{token}")
+    replaced = directory.with_name(f"{directory.name}.replaced-{token}")
+    with contextlib.ExitStack() as stack:
+        try:
+            partial.mkdir(parents=True)
+            stack.enter_context(_locked(partial))
+        except OSError as error:
+            raise UserError(f"{directory}: cannot be written ({error.strerror}); give another destination") from error
+        try:
+            yield partial
+            os.sync()  # the contents are on the disk before the name is, should the machine go
+            if there:
+                stack.enter_context(_locked(directory))
+                directory.rename(replaced)
+            partial.rename(directory)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise Failure(
+                    f"{directory}: the disk is full ({error.strerror}); nothing was left there. Free some space or "
+                    "give a destination on another disk"
+                ) from error
+            raise
+        finally:
+            if not directory.exists() and replaced.exists():
+                replaced.rename(directory)
+            for left in (partial, replaced):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def check_free_space(directory: Path, needed: int) -> None:
@@ -86,24 +95,27 @@ def reading(path: Path) -> Iterator[None]:
 
 def _sweep(directory: Path) -> None:
     """Removes what killed processes have left; puts back a folder that was being replaced."""
-    name = re.compile(re.escape(directory.name) + r"\.(partial|replaced)-(\d+)")
+    name = re.compile(re.escape(directory.name) + r"\.(partial|replaced)-[0-9a-f]{8}")
     if not directory.parent.is_dir():
         return
     for path in directory.parent.iterdir():
         match = name.fullmatch(path.name)
-        if not match or _alive(int(match[2])):
-            continue
-        if match[1] == "replaced" and not directory.exists():
-            path.rename(directory)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        # Whoever works on it holds its lock, on this machine or another; the lock goes with the process.
+        with contextlib.suppress(OSError):
+            if match and path.is_dir():
+                with _locked(path):
+                    if match[1] == "replaced" and not directory.exists():
+                        path.rename(directory)
+                    else:
+                        shutil.rmtree(path, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder. Raises BlockingIOError where somebody else does."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from conversion.source import Source, is_foreign, open_source
 from wmtp_jax.errors import UserError
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.models.lora import LoRAConfig, merge
+from wmtp_jax.models.lora import LoRAConfig, merge, merged
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import parameter_shardings
@@ -61,13 +62,14 @@ def find_model(path: Path | str) -> ModelSource:
       UserError: nothing of that kind is there.
     """
     directory, wanted = split_step(path)
-    if not directory.is_dir():
+    if not directory.exists():
         raise UserError(f"{path}: no such model; give a model directory, a run directory, or a PyTorch checkpoint")
-    if is_foreign(directory):
+    if directory.is_file() or is_foreign(directory):
         source = open_source(directory)
-        readable = any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        home = source.directory
+        readable = any((home / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
         description = store.Description(source.config, None, {"format": source.layout.name})
-        return ModelSource(description, directory, directory if readable else None, source)
+        return ModelSource(description, home, home if readable else None, source)
     try:
         description = store.read_description(directory)
     except ValueError as error:
@@ -80,6 +82,8 @@ def find_model(path: Path | str) -> ModelSource:
     weights = directory
     if (directory / CHECKPOINTS_FOLDER).is_dir():
         weights = step_directory(directory, _choose_step(directory, wanted))
+    elif wanted:
+        raise UserError(f"{path}: {directory} is a model directory, not a run: it has no steps to choose from")
     return ModelSource(description, weights, tokenizer if tokenizer.is_dir() else None)
 
 
@@ -98,7 +102,7 @@ def load_params(source: ModelSource, shapes: object, mesh: Mesh) -> object:
       UserError: the weights are damaged or of other shapes.
     """
     if source.foreign:
-        # One tensor after another is mapped, turned and stacked; the file is never in memory as a whole.
+        # All of it in memory, twice while blocks are stacked: a large model is imported first, and read from there.
         tensors = {name: tensor.read() for name, tensor in source.foreign.tensors.items()}
         ours = tree_to_ours(tensors, source.foreign.layout, source.config)
 
@@ -113,6 +117,38 @@ def load_params(source: ModelSource, shapes: object, mesh: Mesh) -> object:
         return merge(params, store.read_adapter(source.directory, mesh), source.adapter)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def stored_arrays(source: ModelSource, folder: str = store.PARAMS_FOLDER) -> dict[str, Any]:
+    """The arrays of a model of ours, not read yet. Raises UserError where they are damaged."""
+    try:
+        return store.open_arrays(source.directory, folder)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def block_reader(source: ModelSource) -> Callable[[str, int | None], np.ndarray]:
+    """A function ``(dotted name, block or None) -> array`` over a model of ours, with its adapter worked in.
+
+    Without an adapter arrays are as they are stored, with one float32.
+
+    Raises:
+      UserError: the weights are damaged.
+    """
+    arrays = stored_arrays(source)
+    adapter = stored_arrays(source, store.ADAPTER_FOLDER) if source.adapter else {}
+
+    def read(name: str, block: int | None) -> np.ndarray:
+        def values(array: Any) -> np.ndarray:
+            return np.asarray((array if block is None else array[block]).read().result())
+
+        module = name.removesuffix(".kernel")
+        if source.adapter and f"{module}.lora_a" in adapter:
+            a, b = (values(adapter[f"{module}.{matrix}"]) for matrix in ("lora_a", "lora_b"))
+            return merged(values(arrays[name]).astype(np.float32), a, b, source.adapter)
+        return values(arrays[name])
+
+    return read
 
 
 def load_model(

@@ -1,5 +1,6 @@
 """Damaged and hostile checkpoints: a clear error, and nothing half-written."""
 
+import fcntl
 import json
 import os
 import signal
@@ -11,8 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-import torch_reference
-from conversion_checkpoints import save_llama, save_starling
+from conversion_checkpoints import random_checkpoint, save_llama, save_starling
 
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.models import store
@@ -49,7 +49,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(file: str, refused, tmp_path: P
 
 
 def test_truncated_files(refused, tmp_path: Path):
-    torch_reference.random_checkpoint(tmp_path / "src")
+    random_checkpoint(tmp_path / "src")
     path = tmp_path / "src/consolidated.pth"
     whole = path.read_bytes()
     for length in (0, 100, len(whole) // 2, len(whole) - 1):
@@ -111,7 +111,7 @@ def test_all_wrong_tensors_are_listed(refused, tmp_path: Path):
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_nan_is_reported_with_every_tensor_that_has_it(value: float, dtype: torch.dtype, refused, tmp_path: Path):
-    tensors = torch_reference.random_checkpoint(tmp_path / "src", dtype=dtype)
+    tensors = random_checkpoint(tmp_path / "src", dtype=dtype)
     tensors["layers.1.attention.wv.weight"][3, 4] = value
     tensors["extra_heads.0.ffn_norm.weight"][:2] = value
     torch.save(tensors, tmp_path / "src/consolidated.pth")
@@ -121,10 +121,20 @@ def test_nan_is_reported_with_every_tensor_that_has_it(value: float, dtype: torc
 
 
 def test_values_too_large_for_the_type_asked_for(refused, tmp_path: Path):
-    tensors = torch_reference.random_checkpoint(tmp_path / "src")
+    tensors = random_checkpoint(tmp_path / "src")
     tensors["norm.weight"][0] = 70000.0
     torch.save(tensors, tmp_path / "src/consolidated.pth")
     assert "too large for that type" in refused(r"infinite values in float16:\n  norm.weight", "--dtype", "float16")
+
+
+def test_an_export_that_would_become_infinite(convert, tmp_path: Path):
+    tensors = random_checkpoint(tmp_path / "src")
+    tensors["norm.weight"][0] = 70000.0
+    torch.save(tensors, tmp_path / "src/consolidated.pth")
+    convert("import", tmp_path / "src", tmp_path / "dst")
+    with pytest.raises(UserError, match=r"norm.weight has 1 NaN or infinite values in float16"):
+        convert("export", tmp_path / "dst", tmp_path / "out", "--format", "meta-mtp", "--dtype", "float16")
+    assert not (tmp_path / "out").exists()
 
 
 def test_sources_that_are_no_models(refused, tmp_path: Path):
@@ -165,7 +175,7 @@ def test_a_reward_model_whose_heads_cannot_be_known(refused, tmp_path: Path):
 
 
 def test_wrong_format_is_named(refused, tmp_path: Path):
-    torch_reference.random_checkpoint(tmp_path / "src")
+    random_checkpoint(tmp_path / "src")
     (tmp_path / "src/config.json").write_text("{}")
     refused("the field 'num_attention_heads' is missing", "--format", "llama")
     (tmp_path / "src/config.json").unlink()
@@ -173,7 +183,7 @@ def test_wrong_format_is_named(refused, tmp_path: Path):
 
 
 def test_destinations(convert, tmp_path: Path):
-    torch_reference.random_checkpoint(tmp_path / "src")
+    random_checkpoint(tmp_path / "src")
     convert("import", tmp_path / "src", tmp_path / "dst")
     with pytest.raises(UserError, match="exists; give another destination, or --overwrite"):
         convert("import", tmp_path / "src", tmp_path / "dst")
@@ -182,8 +192,11 @@ def test_destinations(convert, tmp_path: Path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home/letter").write_text("precious")
     for command in (("import", tmp_path / "src"), ("export", tmp_path / "dst", "--format", "meta-mtp")):
-        with pytest.raises(UserError, match=r"not a .* of ours and is not replaced"):
+        with pytest.raises(UserError, match=r"is no .* of ours and is not replaced"):
             convert(command[0], command[1], tmp_path / "home", "--overwrite", *command[2:])
+    for download in ("src", "dst"):  # neither a download nor a model of ours is an export
+        with pytest.raises(UserError, match="is no export of ours"):
+            convert("export", tmp_path / "dst", tmp_path / download, "--format", "meta-mtp", "--overwrite")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not a folder"):
         convert("import", tmp_path / "src", tmp_path / "file", "--overwrite")
@@ -191,6 +204,11 @@ def test_destinations(convert, tmp_path: Path):
         convert("export", tmp_path / "dst", tmp_path / "out", "--format", "huggingface", "--shards", "0")
     with pytest.raises(UserError, match="has no adapter"):
         convert("export", tmp_path / "dst", tmp_path / "out", "--format", "huggingface", "--adapter-only")
+    more = ("--format", "huggingface", "--adapter-only", "--dtype", "float32")
+    with pytest.raises(UserError, match="leave out --dtype and --shards"):
+        convert("export", tmp_path / "dst", tmp_path / "out", *more)
+    with pytest.raises(UserError, match="is a model directory, not a run"):
+        convert("inspect", f"{tmp_path / 'dst'}@17")
     with pytest.raises(UserError, match="no such model"):
         convert("export", tmp_path / "absent", tmp_path / "out", "--format", "huggingface")
     with pytest.raises(UserError, match="`import` it first"):
@@ -199,7 +217,7 @@ def test_destinations(convert, tmp_path: Path):
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch, convert):
-    torch_reference.random_checkpoint(tmp_path / "src", dim=256)
+    random_checkpoint(tmp_path / "src", dim=256)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
         with pytest.raises(Failure, match=r"GB are needed, 0.0 GB are free"):
@@ -225,7 +243,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch, convert):
 
 
 def test_a_kill_leaves_no_half_model(convert, tmp_path: Path):
-    torch_reference.random_checkpoint(tmp_path / "src", dim=512, n_layers=30, n_heads=8, n_kv_heads=8)
+    random_checkpoint(tmp_path / "src", dim=512, n_layers=30, n_heads=8, n_kv_heads=8)
     command = [sys.executable, "-m", "conversion", "import", str(tmp_path / "src"), str(tmp_path / "dst")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -241,25 +259,27 @@ def test_a_kill_leaves_no_half_model(convert, tmp_path: Path):
 
 
 def test_what_another_process_is_writing_is_left_alone(convert, tmp_path: Path):
-    torch_reference.random_checkpoint(tmp_path / "src")
-    (tmp_path / f"dst.partial-{os.getppid()}").mkdir()
-    (tmp_path / "other.partial-999999999").mkdir()
+    random_checkpoint(tmp_path / "src")
+    for name in ("dst.partial-00000001", "dst.partial-00000002", "other.partial-00000003"):
+        (tmp_path / name).mkdir()
+    held = os.open(tmp_path / "dst.partial-00000001", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
     convert("import", tmp_path / "src", tmp_path / "dst")
-    names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"dst", f"dst.partial-{os.getppid()}", "other.partial-999999999", "src"}
+    os.close(held)
+    assert {p.name for p in tmp_path.iterdir()} == {"dst", "dst.partial-00000001", "other.partial-00000003", "src"}
 
 
 def test_a_model_that_was_being_replaced_when_the_machine_went_is_put_back(convert, tmp_path: Path):
-    torch_reference.random_checkpoint(tmp_path / "src")
+    random_checkpoint(tmp_path / "src")
     convert("import", tmp_path / "src", tmp_path / "dst")
-    (tmp_path / "dst").rename(tmp_path / "dst.replaced-999999999")
+    (tmp_path / "dst").rename(tmp_path / "dst.replaced-0123abcd")
     with pytest.raises(UserError, match="exists"):
         convert("import", tmp_path / "src", tmp_path / "dst")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dst", "src"]
 
 
 def test_damaged_model_directories(convert, tmp_path: Path):
-    torch_reference.random_checkpoint(tmp_path / "src")
+    random_checkpoint(tmp_path / "src")
     convert("import", tmp_path / "src", tmp_path / "dst")
     assert store.is_model_directory(tmp_path / "dst")
     (tmp_path / "dst/params/_METADATA").write_text("{")

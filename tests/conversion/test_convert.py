@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch_reference
 import transformers
-from conversion_checkpoints import save_llama, save_starling
+from conversion_checkpoints import random_checkpoint, save_llama, save_starling
 
 import wmtp_jax
 from conversion.torch_reference import forward
 from wmtp_jax.data.tokenize import load_tokenizer, train_tokenizer
-from wmtp_jax.errors import UserError
+from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.inference.reward import sequence_rewards
 from wmtp_jax.models import store
 
@@ -33,11 +32,12 @@ LLAMA = {
     "grouped queries, one layer": {"num_key_value_heads": 2, "num_hidden_layers": 1},
     "tied": {"tie_word_embeddings": True, "shards": 2},
     "heads of their own width": {"head_dim": 16, "num_key_value_heads": 3},
+    "widths that four does not divide": {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 1},
     "llama3 scaling, sharded": {
         "shards": 3,
         "rope_parameters": {
             "rope_type": "llama3",
-            "rope_theta": 500000.0,
+            "rope_theta": 50.0,  # so that some wavelengths are kept, some stretched, and some blended
             "factor": 8.0,
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
@@ -57,7 +57,7 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("changes", "dtype"), META.values(), ids=META)
 def test_meta_round_trip_is_bit_identical(changes: dict, dtype: torch.dtype, convert, tmp_path: Path):
-    before = torch_reference.random_checkpoint(tmp_path / "meta", dtype=dtype, **changes)
+    before = random_checkpoint(tmp_path / "meta", dtype=dtype, **changes)
     figures = convert("import", tmp_path / "meta", tmp_path / "ours")
     assert figures["format"] == "meta-mtp"
     assert len(figures["sha256"]["consolidated.pth"]) == 64
@@ -73,7 +73,7 @@ def test_meta_round_trip_is_bit_identical(changes: dict, dtype: torch.dtype, con
 
 
 def test_types_that_differ_between_tensors_come_back(convert, tmp_path: Path):
-    before = torch_reference.random_checkpoint(tmp_path / "meta", dtype=torch.bfloat16)
+    before = random_checkpoint(tmp_path / "meta", dtype=torch.bfloat16)
     for name in ("norm.weight", "layers.0.attention_norm.weight", "layers.1.feed_forward.w2.weight"):
         before[name] = before[name].float() + 1e-5
     before["rope.freqs"] = torch.ones(6)
@@ -94,7 +94,7 @@ def test_layout_of_a_model_that_was_not_imported(convert, tmp_path: Path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtype_is_that_of_every_weight(dtype: str, convert, tmp_path: Path):
-    torch_reference.random_checkpoint(tmp_path / "meta")
+    random_checkpoint(tmp_path / "meta")
     convert("import", tmp_path / "meta", tmp_path / "ours", "--dtype", dtype)
     assert {t["dtype"] for t in convert("inspect", tmp_path / "ours")["tensors"]} == {dtype}
     other = "bfloat16" if dtype == "float32" else "float32"
@@ -131,7 +131,7 @@ def test_the_config_of_older_transformers_is_read(convert, tmp_path: Path):
     content |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
     path.write_text(json.dumps(content))
     figures = convert("import", tmp_path / "hf", tmp_path / "ours")
-    assert figures["architecture"]["rope_theta"] == 500000.0
+    assert figures["architecture"]["rope_theta"] == 50.0
     assert figures["architecture"]["rope_scaling"]["factor"] == 8.0
 
 
@@ -193,7 +193,7 @@ def test_foreign_checkpoints_are_loaded_as_they_are(convert, tmp_path: Path):
 def test_a_sentencepiece_tokenizer_comes_along(convert, tmp_path: Path):
     import sentencepiece
 
-    torch_reference.random_checkpoint(tmp_path / "meta", vocab_size=330)
+    random_checkpoint(tmp_path / "meta", vocab_size=330)
     (tmp_path / "text").write_text("def solve(x):\n    return x + 1\nread two integers and print them\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "text"),
@@ -213,7 +213,7 @@ def test_a_sentencepiece_tokenizer_comes_along(convert, tmp_path: Path):
 
 
 def test_verify_sees_a_changed_weight(convert, tmp_path: Path):
-    tensors = torch_reference.random_checkpoint(tmp_path / "meta")
+    tensors = random_checkpoint(tmp_path / "meta")
     convert("import", tmp_path / "meta", tmp_path / "ours")
     figures = convert("verify", tmp_path / "meta", tmp_path / "ours")
     assert figures["equal"]
@@ -232,14 +232,23 @@ def test_verify_sees_a_changed_weight(convert, tmp_path: Path):
     assert "not the same weights" in done.stderr
 
 
+def test_nan_equals_nothing(convert, tmp_path: Path):
+    tensors = random_checkpoint(tmp_path / "meta")
+    convert("import", tmp_path / "meta", tmp_path / "ours")
+    tensors["extra_heads.1.ffn_norm.weight"][5] = float("nan")
+    torch.save(tensors, tmp_path / "meta/consolidated.pth")
+    with pytest.raises(Failure, match="not the same weights"):
+        convert("verify", tmp_path / "meta", tmp_path / "ours")
+
+
 def test_micro_models_and_cuts_of_real_ones(convert, tmp_path: Path):
     models = convert("micro", tmp_path / "made")["models"]
     assert [model["name"] for model in models] == ["micro-mtp", "micro-reference", "micro-reward"]
     for name, shape in (("micro-mtp", (1, 5, 4, 1024)), ("micro-reference", (1, 5, 1, 1024))):
         assert wmtp_jax.load_model(tmp_path / "made" / name)(np.arange(5)[None]).shape == shape
-    assert float(abs(wmtp_jax.load_model(tmp_path / "made/micro-reward").values(np.arange(5)[None])).max()) == 0.0
+    assert len(set(wmtp_jax.load_model(tmp_path / "made/micro-reward").values(np.arange(5)[None])[0].tolist())) == 5
 
-    tensors = torch_reference.random_checkpoint(tmp_path / "meta", n_layers=8, dim=256, n_heads=8, n_kv_heads=8)
+    tensors = random_checkpoint(tmp_path / "meta", n_layers=8, dim=256, n_heads=8, n_kv_heads=8)
     (cut,) = convert("micro", tmp_path / "cut", "--from", tmp_path / "meta")["models"]
     assert cut["name"] == "micro-mtp"
     config = cut["architecture"]
@@ -279,9 +288,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path):
     peaks = []
     for layers in (4, 40):
         folder = tmp_path / str(layers)
-        torch_reference.random_checkpoint(
-            folder / "meta", dim=640, n_layers=layers, n_heads=8, n_kv_heads=8, dtype=torch.bfloat16
-        )
+        random_checkpoint(folder / "meta", dim=640, n_layers=layers, n_heads=8, n_kv_heads=8, dtype=torch.bfloat16)
         script = (
             "import re\nfrom conversion.__main__ import main\n"
             f"main(['import', '{folder}/meta', '{folder}/ours'])\n"

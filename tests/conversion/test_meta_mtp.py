@@ -1,7 +1,6 @@
 """Meta's layout: logits and gradients against PyTorch and the golden numbers, and damaged input."""
 
 import json
-import pickle
 from pathlib import Path
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch_reference as reference
+from conversion_checkpoints import random_checkpoint
 from flax import nnx
 
 import wmtp_jax
@@ -17,6 +16,7 @@ from conversion import meta_mtp
 from conversion.layout import tree_to_ours, tree_to_theirs
 from conversion.source import open_source
 from conversion.torch_reference import forward
+from conversion.torch_reference import loss as reference_loss
 from wmtp_jax.errors import UserError
 from wmtp_jax.losses.cross_entropy import token_cross_entropy
 from wmtp_jax.losses.mtp import head_counts, head_sums, mean_over_heads, mtp_targets
@@ -72,13 +72,13 @@ def test_golden_logits_hidden_loss_and_gradient_norms(name: str):
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 def test_equals_pytorch_logits_and_gradients(changes: dict, tmp_path: Path):
-    tensors = reference.random_checkpoint(tmp_path, **changes)
+    tensors = random_checkpoint(tmp_path, **changes)
     params = json.loads((tmp_path / "params.json").read_text())
     tokens = np.random.default_rng(1).integers(0, params["vocab_size"], (2, 17))
     for tensor in tensors.values():
         tensor.requires_grad_()
     theirs = forward(tensors, params, torch.from_numpy(tokens))
-    their_loss = reference.loss(theirs, torch.from_numpy(tokens), first_target=5)
+    their_loss = reference_loss(theirs, torch.from_numpy(tokens), first_target=5)
     their_loss.backward()
 
     ours = wmtp_jax.load_model(tmp_path)(tokens)
@@ -92,7 +92,7 @@ def test_equals_pytorch_logits_and_gradients(changes: dict, tmp_path: Path):
 
 
 def test_tree_to_theirs_is_the_inverse_bit_for_bit(tmp_path: Path):
-    tensors = reference.random_checkpoint(tmp_path, dtype=torch.bfloat16, n_kv_heads=2)
+    tensors = random_checkpoint(tmp_path, dtype=torch.bfloat16, n_kv_heads=2)
     config, params = load(tmp_path)
     back = tree_to_theirs(params, meta_mtp.LAYOUT, config)
     assert back.keys() == tensors.keys()
@@ -107,38 +107,6 @@ def test_ffn_width_rule():
     assert meta_mtp.ffn_dim(64, 16, 1.3) == 224
 
 
-def test_all_wrong_tensors_are_listed(tmp_path: Path):
-    tensors = reference.random_checkpoint(tmp_path)
-    tensors["stray"] = tensors.pop("layers.0.attention.wq.weight")
-    tensors["norm.weight"] = torch.ones(3)
-    tensors["rope.freqs"] = torch.ones(3)  # Meta's files may carry it; it is ignored
-    torch.save(tensors, tmp_path / "consolidated.pth")
-    with pytest.raises(UserError) as error:
-        wmtp_jax.load_model(tmp_path)
-    text = str(error.value)
-    assert "missing: layers.0.attention.wq.weight (48, 48)" in text
-    assert "unexpected: stray (48, 48)" in text
-    assert "shape: norm.weight is (3,), expected (48,)" in text
-    assert "rope.freqs" not in text
-
-
-class Hostile:
-    def __reduce__(self):
-        return (Path.touch, (Path("hostile-code-ran"),))
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    reference.random_checkpoint(tmp_path)
-    torch.save({"norm.weight": Hostile()}, tmp_path / "consolidated.pth")
-    with pytest.raises(UserError, match="weights-only"):
-        wmtp_jax.load_model(tmp_path)
-    (tmp_path / "consolidated.pth").write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(UserError, match="weights-only"):
-        wmtp_jax.load_model(tmp_path)
-    assert not (tmp_path / "hostile-code-ran").exists()
-
-
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -149,15 +117,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_bad_params_json(params: str, message: str, tmp_path: Path):
-    reference.random_checkpoint(tmp_path)
+    random_checkpoint(tmp_path)
     (tmp_path / "params.json").write_text(params)
     with pytest.raises(UserError, match=message):
-        wmtp_jax.load_model(tmp_path)
-
-
-def test_truncated_file(tmp_path: Path):
-    reference.random_checkpoint(tmp_path)
-    path = tmp_path / "consolidated.pth"
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(UserError, match="copy or download the file again"):
         wmtp_jax.load_model(tmp_path)

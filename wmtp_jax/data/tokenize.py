@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from wmtp_jax.data.schema import Example
 
 RESPONSE_HEADER = "### Response:\n"
+_FILES = (
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+)
 _SPECIAL = ("<unk>", "<s>", "</s>")
 SMALLEST_VOCABULARY = 256 + len(_SPECIAL)  # of a byte-level tokenizer
 
@@ -66,6 +72,23 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"{directory}: the tokenizer has no end-of-sequence token; set eos_token in its config")
     return tokenizer
+
+
+def copy_tokenizer(source: Path, target: Path) -> bool:
+    """Copies the tokenizer's files of a folder into another; False where it holds none.
+
+    A bare SentencePiece ``tokenizer.model`` (Meta's form) gets the config that makes it LLaMA's.
+    """
+    files = [source / name for name in _FILES if (source / name).is_file()]
+    if not any(file.name in ("tokenizer.model", "tokenizer.json") for file in files):
+        return False
+    target.mkdir(exist_ok=True)
+    for file in files:
+        shutil.copy(file, target)
+    if not (target / "tokenizer_config.json").exists() and (target / "tokenizer.model").exists():
+        content = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        (target / "tokenizer_config.json").write_text(json.dumps(content, indent=2) + "\n")
+    return True
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: Path) -> None:

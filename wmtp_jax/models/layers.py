@@ -52,7 +52,7 @@ def _scaled(frequency: Array, scaling: RopeScaling | None) -> Array:
 def apply_rotary(x_BSNH: Array, cos_BSh: Array, sin_BSh: Array) -> Array:
     """Rotates queries or keys, pairing element i with i + H/2 (the Hugging Face order).
 
-    Meta's checkpoints pair neighbours (2i, 2i+1) instead; `conversion.meta_mtp` permutes their
+    Meta's checkpoints pair neighbours (2i, 2i+1) instead; `conversion.layout` permutes their
     query and key weights. Contiguous halves vectorise better than a stride of two.
     """
     cos, sin = cos_BSh[:, :, None, :], sin_BSh[:, :, None, :]

@@ -264,8 +264,7 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
 def _write_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """One block of a stack, in quarters along the axis that fsdp shards: four devices read four parts."""
     axes = parameter_spec(name, shape)
-    result = [size // 4 if axis == "fsdp" and size % 4 == 0 else size for size, axis in zip(shape, axes, strict=False)]
-    result += shape[len(result) :]
+    result = [size // 4 if axis == "fsdp" and size % 4 == 0 else size for size, axis in zip(shape, axes, strict=True)]
     return (1, *result[1:]) if name.startswith(STACKS) else tuple(result)
 
 

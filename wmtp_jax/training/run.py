@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import math
 import os
@@ -153,14 +154,20 @@ def find_architecture(settings: Settings) -> tuple[ModelConfig, ModelSource | No
     expected = settings.model.architecture
     if settings.model.path is None:
         assert expected is not None  # config.py checks it
-        return expected, None
+        return _with_heads(expected), None
     source = find_model(settings.model.path)
     if expected is not None and expected != source.config:
         raise UserError(
             f"model.architecture is not that of {settings.model.path}:\n  settings: {expected}\n  "
             f"found:    {source.config}\nMend or remove model.architecture."
         )
-    return source.config, source
+    return _with_heads(source.config), source
+
+
+def _with_heads(config: ModelConfig) -> ModelConfig:
+    if not config.n_future_tokens:
+        raise UserError("the model gives values only (n_future_tokens is 0); this stage needs one that predicts tokens")
+    return config
 
 
 def find_tokenizer(settings: Settings, source: ModelSource | None) -> Path:
@@ -169,6 +176,11 @@ def find_tokenizer(settings: Settings, source: ModelSource | None) -> Path:
         return settings.model.tokenizer
     if source is not None and source.tokenizer is not None:
         return source.tokenizer
+    if source is not None and source.foreign and (source.directory / "tokenizer.model").is_file():
+        raise UserError(
+            f"{source.directory}: its tokenizer.model needs a config; make a model directory with "
+            "`python -m conversion import` first, or name a tokenizer as model.tokenizer"
+        )
     return settings.dataset.path / "tokenizer"
 
 
@@ -301,7 +313,16 @@ def _record(run: Run) -> dict[str, Any]:
         "stage": run.stage.name,
         "data_fingerprint": run.fingerprint,
         "rows_per_step": run.schedule.rows_per_step,
+        "rows_sha256": _hash_rows(run.train, run.validation),
     }
+
+
+def _hash_rows(*splits: Rows) -> str:
+    digest = hashlib.sha256()
+    for rows in splits:
+        for field in rows:
+            digest.update(np.ascontiguousarray(field).data)
+    return digest.hexdigest()
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
@@ -309,6 +330,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "stage": record.get("stage"),
         "data fingerprint": record.get("data_fingerprint"),
+        "tokens (examples, tokenizer, packing)": record.get("rows_sha256"),
         "rows per step (training.batch_size x training.gradient_accumulation_steps x runtime.mesh.data x "
         "runtime.mesh.fsdp)": record.get("rows_per_step"),
     }
@@ -336,6 +358,9 @@ def write_run_files(run: Run) -> None:
         (directory / MLFLOW_FILE).unlink(missing_ok=True)
         run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
         origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
-        store.write_description(directory, run.config, {"start": origin, "stage": run.stage.name})
+        facts: dict[str, Any] = {"start": origin, "stage": run.stage.name}
+        if run.source:
+            facts["start_source"] = run.source.description.source
+        store.write_description(directory, run.config, facts)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error
