@@ -40,6 +40,7 @@ schema: $(VENV)/.installed
 	$(BIN)/python -m wmtp_jax.config_reference
 
 bench: $(VENV)/.installed-test
+	@test -d $(MINI) || $(BIN)/python -m wmtp_jax.prepare --dataset mini --output $(MINI)
 	$(BIN)/python -m benchmarks.training_step
 
 clean:

@@ -30,6 +30,7 @@ from wmtp_jax.console import err, out, print_json, table
 from wmtp_jax.errors import Failure, run_command
 from wmtp_jax.models.config import ModelConfig
 
+TITLE = "Conversion, Meta's layout at width 4096 in bfloat16"
 # Runs a command and prints the largest resident set among its processes, in bytes.
 _MEASURE = """
 import resource, subprocess, sys
@@ -59,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print_json(figures)
     else:
-        out.print(table("Conversion, Meta's 7B layout in bfloat16", ["", ""], rows))
+        out.print(table(TITLE, ["", ""], rows))
     if args.record:
-        record("Conversion, Meta's 7B layout in bfloat16", "python -m benchmarks.conversion --record", rows)
+        record(TITLE, f"python -m benchmarks.conversion --layers {args.layers} --record", rows)
     return 0
 
 
@@ -87,8 +88,8 @@ def _measure(config: ModelConfig, folder: Path) -> dict[str, float]:
         figures[f"{name}_seconds"] = seconds
         figures[f"{name}_mb_per_second"] = n_bytes / 1e6 / seconds
         figures[f"{name}_memory_gib"] = memory / 2**30
-        if name == "export_meta":
-            figures["round_trip_differences"] = _differences(checkpoint, folder / "meta" / CHECKPOINT)
+        if name == "export_meta" and (differences := _differences(checkpoint, folder / "meta" / CHECKPOINT)):
+            raise Failure(f"{differences} tensors are not the same after the round trip")
         for made in ("copy", "torch", "meta", "hf"):  # the disk holds no more than three at once
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(folder / made) if (folder / made).is_dir() else (folder / made).unlink()

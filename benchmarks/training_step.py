@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         out.print(table("Training step, micro preset", ["", ""], rows))
     if args.record:
-        record("Training step, micro preset", "python -m benchmarks.training_step --record", rows)
+        command = f"python -m benchmarks.training_step --steps {args.steps} --record"
+        record("Training step, micro preset", command, rows)
     return 0
 
 
