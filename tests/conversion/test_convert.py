@@ -284,13 +284,17 @@ def test_inspect_says_what_is_there(convert, tmp_path: Path, capsys):
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path):
-    """Peak resident set of an import and an export: for 10 times the weights about the same."""
+    """Peak resident set of an import and an export: for six times the weights about the same.
+
+    With a small limit on parts in flight: at its usual 256 MiB much of even the larger model would fit into it.
+    """
     peaks = []
-    for layers in (4, 40):
+    for layers in (4, 24):
         folder = tmp_path / str(layers)
         random_checkpoint(folder / "meta", dim=640, n_layers=layers, n_heads=8, n_kv_heads=8, dtype=torch.bfloat16)
         script = (
-            "import re\nfrom conversion.__main__ import main\n"
+            "import re\nfrom conversion.__main__ import main\nfrom wmtp_jax.models import store\n"
+            "store._BYTES_IN_FLIGHT = 2**24\n"
             f"main(['import', '{folder}/meta', '{folder}/ours'])\n"
             f"main(['export', '{folder}/ours', '{folder}/hf', '--format', 'huggingface'])\n"
             # Not ru_maxrss: that starts at the resident set of the process it was forked from.
@@ -298,6 +302,6 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path):
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]) * 1024)
-    size = (tmp_path / "40/meta/consolidated.pth").stat().st_size
-    assert size > 350e6
+    size = (tmp_path / "24/meta/consolidated.pth").stat().st_size
+    assert size > 200e6
     assert peaks[1] - peaks[0] < 0.25 * size
