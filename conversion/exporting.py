@@ -100,7 +100,7 @@ def export_model(
             yield array
 
     with (
-        new_directory(dst, overwrite=overwrite, is_ours=is_export, what="export") as new,
+        new_directory(dst, overwrite=overwrite, is_ours=is_export, what="export", source=found.directory) as new,
         Steps("exporting", n_bytes, in_bytes=True) as progress,
     ):
         check_free_space(new, n_bytes)
@@ -115,7 +115,7 @@ def export_model(
                 config,
                 kinds.pop() if len(kinds) == 1 else "float32",
                 load_tokenizer(new) if has_tokenizer else None,
-                facts.get("max_position_embeddings", 2048),
+                facts,
             )
             (new / huggingface.CONFIG).write_text(json.dumps(content, indent=2) + "\n")
             write_safetensors(new, entries, values(progress), shards or max(1, -(-n_bytes // SHARD_BYTES)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from wmtp_jax.errors import UserError
 from wmtp_jax.models.config import ModelConfig, RopeScaling
 
 CONFIG = "config.json"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 BLOCK = {
     "attention.wq.kernel": "self_attn.q_proj.weight",
@@ -67,12 +69,18 @@ def read_config(path: Path, value_model: bool = False) -> ModelConfig:
     for field, expected in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if content.get(field, expected) != expected:
             raise UserError(f"{path}: {field} is {content[field]!r}; only {expected!r} is read")
-    # Transformers 5 writes rope_parameters, earlier ones rope_theta and rope_scaling.
-    rope = content.get("rope_parameters") or {
-        **(content.get("rope_scaling") or {}),
-        "rope_theta": content.get("rope_theta", 10000.0),
-    }
+    if content.get("quantization_config"):
+        raise UserError(f"{path}: the weights are quantised (quantization_config); give those of the full model")
+    if not isinstance(content.get("tie_word_embeddings", False), bool):
+        raise UserError(f"{path}: tie_word_embeddings is {content['tie_word_embeddings']!r}; it must be true or false")
     try:
+        # Transformers 5 writes rope_parameters, earlier ones rope_theta and rope_scaling.
+        rope = content.get("rope_parameters") or {
+            **(content.get("rope_scaling") or {}),
+            "rope_theta": content.get("rope_theta", 10000.0),
+        }
+        if not isinstance(rope, dict):
+            raise ValueError(f"rope_parameters is {rope!r:.40}; expected an object")
         heads = content["num_attention_heads"]
         return ModelConfig(
             dim=content["hidden_size"],
@@ -86,7 +94,7 @@ def read_config(path: Path, value_model: bool = False) -> ModelConfig:
             rope_theta=rope.get("rope_theta", 10000.0),
             rope_scaling=_rope_scaling(rope, content),
             head_dim=content.get("head_dim") or 0,
-            tie_embeddings=bool(content.get("tie_word_embeddings", False)) and not value_model,
+            tie_embeddings=content.get("tie_word_embeddings", False) and not value_model,
             value_head="linear" if value_model else None,
         )
     except KeyError as error:
@@ -110,14 +118,28 @@ def _rope_scaling(rope: dict[str, Any], content: dict[str, Any]) -> RopeScaling 
     return RopeScaling(rope_type=kind, **values)
 
 
-def config_of(config: ModelConfig, dtype: str, tokenizer: Any, max_length: int) -> dict[str, Any]:
+def kept_facts(path: Path) -> dict[str, Any]:
+    """What a ``config.json`` says that the weights do not, for `config_of` to write again.
+
+    Raises:
+      UserError: ``max_position_embeddings`` is no length.
+    """
+    content = read_json(path)
+    length = content.get("max_position_embeddings", 2048)
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise UserError(f"{path}: max_position_embeddings is {length!r}; it must be a whole number above 0")
+    facts = {name: content[name] for name in _TOKEN_IDS if content.get(name) is not None}
+    return {"max_position_embeddings": length, **facts}
+
+
+def config_of(config: ModelConfig, dtype: str, tokenizer: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     """``config.json`` of trunk and head 1, in the fields that transformers 4 and 5 read.
 
     Args:
       config: our architecture.
       dtype: of the weights, e.g. ``"bfloat16"``.
-      tokenizer: its special tokens are named; None leaves them out.
-      max_length: longest sequence, tokens.
+      tokenizer: its special tokens are named where ``facts`` does not; None leaves them out.
+      facts: what `kept_facts` has kept, if anything.
     """
     scaling: dict[str, Any] | None = None
     if config.rope_scaling:
@@ -137,13 +159,11 @@ def config_of(config: ModelConfig, dtype: str, tokenizer: Any, max_length: int) 
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": scaling,
-        "max_position_embeddings": max_length,
+        "max_position_embeddings": facts.get("max_position_embeddings", 2048),
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
         "torch_dtype": dtype,
-        "bos_token_id": getattr(tokenizer, "bos_token_id", None),
-        "eos_token_id": getattr(tokenizer, "eos_token_id", None),
-        "pad_token_id": getattr(tokenizer, "pad_token_id", None),
+        **{name: facts.get(name, getattr(tokenizer, name, None)) for name in _TOKEN_IDS},
     }

@@ -15,7 +15,7 @@ import numpy as np
 from conversion import huggingface, meta_mtp
 from conversion.layout import Place, absent_leaves, places, to_ours
 from conversion.source import Source, checksums, find_files, open_source
-from conversion.tensors import DTYPES, count_not_finite, in_order_ahead, read_json
+from conversion.tensors import DTYPES, count_not_finite, in_order_ahead
 from wmtp_jax.console import Steps, err
 from wmtp_jax.data.tokenize import copy_tokenizer
 from wmtp_jax.errors import Failure, UserError
@@ -45,7 +45,7 @@ def import_model(
     """
     with (
         checksums(find_files(src).files) as sha256,
-        new_directory(dst, overwrite=overwrite, is_ours=store.is_model_directory, what="model directory") as new,
+        new_directory(dst, overwrite=overwrite, is_ours=store.is_model_directory, what="model", source=src) as new,
     ):
         source = open_source(src, format)
         shapes, original = _stored_shapes(source, dtype)
@@ -65,8 +65,7 @@ def import_model(
         if source.layout is meta_mtp.LAYOUT:
             facts["params"] = meta_mtp.read_params(source.directory)
         elif (source.directory / huggingface.CONFIG).is_file():
-            content = read_json(source.directory / huggingface.CONFIG)
-            facts["max_position_embeddings"] = content.get("max_position_embeddings", 2048)
+            facts |= huggingface.kept_facts(source.directory / huggingface.CONFIG)
         store.write_description(new, source.config, facts)
     if not tokenizer:
         err.print(f"{src}: no tokenizer beside the weights; training needs model.tokenizer then", highlight=False)

@@ -62,6 +62,13 @@ def read_config(directory: Path) -> ModelConfig:
     path, params = directory / PARAMS, read_params(directory)
     if params.get("use_scaled_rope"):
         raise UserError(f"{path}: use_scaled_rope is no part of the multi-token-prediction layout")
+    for name in ("dim", "multiple_of"):
+        value = params.get(name, 256)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+            raise UserError(f"{path}: {name} is {value!r:.40}; it must be a whole number above 0")
+    multiplier = params.get("ffn_dim_multiplier", 1.0)
+    if multiplier is not None and not (isinstance(multiplier, int | float) and 0 < multiplier < 2**16):
+        raise UserError(f"{path}: ffn_dim_multiplier is {multiplier!r:.40}; it must be a number above 0")
     try:
         heads = params["n_heads"]
         return ModelConfig(

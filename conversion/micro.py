@@ -58,6 +58,8 @@ def make_micro(
     Raises:
       UserError: no such model or tokenizer, or a destination exists.
     """
+    if tokenizer is not None and not tokenizer.is_dir():
+        raise UserError(f"{tokenizer}: no such folder; see --tokenizer")
     if source is not None:
         found = find_model(source)
         config = _small(found.config)

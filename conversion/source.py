@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from conversion import huggingface, meta_mtp, starling
 from conversion.layout import Layout, differences
@@ -18,8 +21,15 @@ from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.store import PARAMS_FOLDER
 
 LAYOUTS = {layout.name: layout for layout in (meta_mtp.LAYOUT, huggingface.LAYOUT, starling.LAYOUT)}
-_INDICES = (f"{SAFETENSORS}{INDEX_SUFFIX}", f"{TORCH_BIN}{INDEX_SUFFIX}")
-_FILES = (meta_mtp.CHECKPOINT, SAFETENSORS, TORCH_BIN)
+# In the order in which they are looked for; among Hugging Face's files it is that of transformers.
+_FILES = (
+    meta_mtp.CHECKPOINT,
+    SAFETENSORS,
+    f"{SAFETENSORS}{INDEX_SUFFIX}",
+    TORCH_BIN,
+    f"{TORCH_BIN}{INDEX_SUFFIX}",
+)
+_LISTED = 1000  # tensors that do not fit
 
 
 class Source(NamedTuple):
@@ -69,9 +79,15 @@ def open_source(path: Path, format: str = "auto") -> Source:
     else:
         config = starling.read_config(directory, tensors)
         described = directory
+    if config.n_layers > len(tensors):
+        raise UserError(f"{described}: {config.n_layers:,} layers, but {path} holds {len(tensors):,} tensors in all")
     ignored = [name for name in tensors if layout.ignored.fullmatch(name)]
-    if config.tie_embeddings and "lm_head.weight" in tensors:  # a copy; transformers passes it over too
-        ignored.append("lm_head.weight")
+    if config.tie_embeddings and "lm_head.weight" in tensors:
+        embedding, output = (tensors[layout.shared[leaf]] for leaf in ("tok_embeddings.embedding", "output.kernel"))
+        if embedding.shape == output.shape and np.array_equal(embedding.read(), output.read()):
+            ignored.append("lm_head.weight")  # a copy
+        else:  # transformers takes both as they are, whatever config.json says
+            config = dataclasses.replace(config, tie_embeddings=False)
     kept = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     problems = differences({name: tensor.shape for name, tensor in kept.items()}, layout, config)
     problems += [
@@ -80,7 +96,8 @@ def open_source(path: Path, format: str = "auto") -> Source:
         if tensor.dtype not in DTYPES.values()
     ]
     if problems:
-        listing = "\n  ".join(problems)
+        more = [f"and {len(problems) - _LISTED:,} more"] if len(problems) > _LISTED else []
+        listing = "\n  ".join(problems[:_LISTED] + more)
         raise UserError(
             f"{path} does not hold the tensors of the {layout.name} model that {described} describes:\n  {listing}\n"
             "Check that the files belong to the same model and are complete."
@@ -121,10 +138,10 @@ def find_files(path: Path) -> Files:
         directory, found = path.parent, path
     elif path.is_dir():
         directory, candidates = path, _weight_files(path)
+        if broken := [name for name in _FILES if (path / name).is_symlink() and not (path / name).exists()]:
+            raise UserError(f"{path / broken[0]}: a link to nowhere; download the model again")
         if not candidates:
-            raise UserError(
-                f"{path}: holds no weights; expected {', '.join(_FILES)} or an index of shards ({', '.join(_INDICES)})"
-            )
+            raise UserError(f"{path}: holds no weights; expected one of {', '.join(_FILES)}")
         found = candidates[0]
     else:
         raise UserError(f"{path}: no such file or directory")
@@ -137,13 +154,16 @@ def find_files(path: Path) -> Files:
 
 def _weight_files(directory: Path) -> list[Path]:
     """Candidates in a directory, the first one to be taken."""
-    named = [directory / name for name in (*_INDICES, *_FILES) if (directory / name).is_file()]
+    named = [directory / name for name in _FILES if (directory / name).is_file()]
     shards = sorted([*directory.glob("model-*-of-*.safetensors"), *directory.glob("pytorch_model-*-of-*.bin")])
     return named or shards
 
 
 def _layout(path: Path, tensors: dict[str, Tensor], format: str) -> Layout:
     if format != "auto":
+        if (name := LAYOUTS[format].shared["tok_embeddings.embedding"]) not in tensors:
+            some = ", ".join(sorted(tensors)[:3])
+            raise UserError(f"{path}: is not {format}: {name} is not in it, but {some}, ...; leave out --format")
         return LAYOUTS[format]
     if "v_head.weight" in tensors:
         return starling.LAYOUT

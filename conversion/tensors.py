@@ -8,6 +8,7 @@ in memory as a whole.
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ _SAFETENSORS_DTYPES = {
     **{"I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8)},
     **{"U8": np.dtype(np.uint8), "BOOL": np.dtype(bool)},
 }
+_UNREAD = np.dtype(np.void)  # the type of a tensor whose own numpy has not
 _EXPORT_NOTE = "wmtp_jax_export.json"
 _JOBS_AHEAD = 2  # tensors, or parts of them, that are read and turned while one is written
 T = TypeVar("T")
@@ -269,9 +271,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     for name, item in header.items():
         if name == "__metadata__":
             continue
-        dtype = _SAFETENSORS_DTYPES.get(item["dtype"])
-        if dtype is None:
-            raise UserError(f"{path}: {name} has the type {item['dtype']}, which is not read; float types are")
+        dtype = _SAFETENSORS_DTYPES.get(item["dtype"], _UNREAD)
         shape = tuple(item["shape"])
         result[name] = Tensor(shape, dtype, path, 8 + length + item["data_offsets"][0], _row_major(shape, dtype))
     return result
@@ -290,21 +290,32 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
         else:  # the format before PyTorch 1.6 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; the remedy is the same for all
+        if isinstance(error, pickle.UnpicklingError):
+            # Not torch's own words: they go on to say how to run the code all the same.
+            raise UserError(
+                f"{path}: torch refuses it as a weights-only checkpoint: it is damaged, or it would run code of its "
+                "own (none was run); copy or download the file again, as safetensors if its publisher has that"
+            ) from error
         raise UserError(
             f"{path}: torch cannot read it as a weights-only checkpoint ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}); copy or download the file again"
+            f"{(str(error).splitlines() or [''])[0][:200]}); copy or download the file again"
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(t, torch.Tensor) for t in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
+    ):
         raise UserError(f"{path}: expected a dictionary of tensors by name, as its publisher saves it")
     size = path.stat().st_size
     result = {}
     for name, tensor in content.items():
         dtype = _torch_dtypes(torch).get(tensor.dtype)
         if dtype is None or tensor.layout != torch.strided:
-            raise UserError(f"{path}: {name} has the type {tensor.dtype}, which is not read; float types are")
+            result[name] = Tensor(tuple(tensor.shape), _UNREAD, path, 0, ())  # an error only if it is wanted
+            continue
         strides = tuple(stride * dtype.itemsize for stride in tensor.stride())
         if mapped:
             storage = tensor.untyped_storage()
+            if storage._checkpoint_offset is None:
+                raise UserError(f"{path}: {name} has no values (it was saved from the device `meta`)")
             offset = storage._checkpoint_offset + tensor.storage_offset() * dtype.itemsize
             if storage._checkpoint_offset + storage.nbytes() > size:
                 raise UserError(f"{path}: {name} ends behind the end of the file; copy or download it again")

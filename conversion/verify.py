@@ -11,6 +11,7 @@ import numpy as np
 
 from conversion import huggingface, meta_mtp
 from conversion.source import Source
+from conversion.tensors import read_json
 from wmtp_jax.console import err
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import ModelSource, find_model, load_model, stored_arrays
@@ -131,7 +132,13 @@ def _meta(source: Source) -> Forward:
 
 def _llama(source: Source) -> Forward:
     torch, transformers = _libraries()
-    model = transformers.AutoModelForCausalLM.from_pretrained(source.directory, dtype=torch.float32)
+    content = read_json(source.directory / huggingface.CONFIG)
+    content["tie_word_embeddings"] = source.config.tie_embeddings
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**content)).eval()
+    missing, unexpected = model.load_state_dict(dict(_TorchTensors(source)), strict=False)
+    assert not unexpected
+    assert set(missing) <= ({"lm_head.weight"} if source.config.tie_embeddings else set())
+    model.tie_weights()
 
     def run(tokens: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -142,7 +149,7 @@ def _llama(source: Source) -> Forward:
 
 def _starling(source: Source) -> Forward:
     torch, transformers = _libraries()
-    content = huggingface.config_of(source.config, "float32", None, 2048)
+    content = huggingface.config_of(source.config, "float32", None, {})
     content["num_hidden_layers"] = source.config.n_layers
     backbone = transformers.LlamaModel(transformers.LlamaConfig(**content)).eval()
     tensors = _TorchTensors(source)

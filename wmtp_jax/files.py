@@ -16,7 +16,9 @@ from wmtp_jax.errors import Failure, UserError
 
 
 @contextlib.contextmanager
-def new_directory(directory: Path, *, overwrite: bool, is_ours: Callable[[Path], bool], what: str) -> Iterator[Path]:
+def new_directory(
+    directory: Path, *, overwrite: bool, is_ours: Callable[[Path], bool], what: str, source: Path | None = None
+) -> Iterator[Path]:
     """A folder to write into that appears at ``directory`` when the context is left without an error.
 
     Until then nothing at ``directory`` changes; an error or an interruption leaves nothing behind, and what a
@@ -27,6 +29,7 @@ def new_directory(directory: Path, *, overwrite: bool, is_ours: Callable[[Path],
       overwrite: replace what is there, if it is one of ours.
       is_ours: whether a folder may be replaced.
       what: what is written, for messages, e.g. ``"model"``.
+      source: what is read meanwhile; it must not lie in ``directory``.
 
     Raises:
       UserError: ``directory`` exists and may not be replaced, or it cannot be written.
@@ -38,6 +41,9 @@ def new_directory(directory: Path, *, overwrite: bool, is_ours: Callable[[Path],
         there = directory.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
         raise UserError(f"{str(directory)[:100]!r}: cannot be a folder ({error}); give another destination") from error
+    check_name(directory)
+    if source is not None and directory in (source.resolve(), *source.resolve().parents):
+        raise UserError(f"{source} lies in {directory}, which would be replaced; give another destination")
     if directory.is_symlink() or (there and not directory.is_dir()):
         raise UserError(f"{directory} is not a folder and is not replaced; give another destination")
     if there and not overwrite:
@@ -72,6 +78,12 @@ def new_directory(directory: Path, *, overwrite: bool, is_ours: Callable[[Path],
                 replaced.rename(directory)
             for left in (partial, replaced):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def check_name(directory: Path) -> None:
+    """Raises UserError for a path that Orbax takes for a pattern: it would not find there what it has written."""
+    if set("[\\") & set(str(directory.absolute())):
+        raise UserError(f"{directory}: checkpoints cannot lie below a folder with [ or a backslash in its name")
 
 
 def check_free_space(directory: Path, needed: int) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_an_export_that_would_become_infinite(convert, tmp_path: Path):
 def test_sources_that_are_no_models(refused, tmp_path: Path):
     refused("no such file or directory")
     (tmp_path / "src").mkdir()
-    refused("holds no weights; expected consolidated.pth")
+    refused("holds no weights; expected one of consolidated.pth")
     torch.save({"a": torch.ones(2)}, tmp_path / "src/pytorch_model.bin")
     refused("of no known kind; its tensors are a")
     torch.save([torch.ones(2)], tmp_path / "src/pytorch_model.bin")
@@ -158,6 +159,10 @@ def test_sources_that_are_no_models(refused, tmp_path: Path):
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling 'yarn' is not read"),
         ({"num_attention_heads": 7, "head_dim": None}, "not a multiple of n_heads 7"),
         ({"hidden_size": "60"}, "dim is '60'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
+        ({"rope_parameters": "x"}, "rope_parameters is 'x'"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings is -5"),
     ):
         config.write_text(json.dumps(content | change))
         refused(message)
@@ -176,10 +181,61 @@ def test_a_reward_model_whose_heads_cannot_be_known(refused, tmp_path: Path):
 
 def test_wrong_format_is_named(refused, tmp_path: Path):
     random_checkpoint(tmp_path / "src")
-    (tmp_path / "src/config.json").write_text("{}")
-    refused("the field 'num_attention_heads' is missing", "--format", "llama")
-    (tmp_path / "src/config.json").unlink()
-    refused("not complete", "--format", "starling-rm")
+    refused("is not llama: model.embed_tokens.weight is not in it, but", "--format", "llama")
+    refused("is not starling-rm", "--format", "starling-rm")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"multiple_of": 0}, "multiple_of is 0; it must be a whole number above 0"),
+        ({"dim": "48"}, "dim is '48'"),
+        ({"dim": float("inf")}, "dim is inf"),
+        ({"ffn_dim_multiplier": "1.3"}, "ffn_dim_multiplier is '1.3'"),
+        ({"ffn_dim_multiplier": float("nan")}, "ffn_dim_multiplier is nan"),
+        ({"n_layers": 100_000}, "100,000 layers, but"),
+        ({"n_heads": -4}, "n_heads is -4"),
+    ],
+)
+def test_params_json_that_cannot_be(change: dict, message: str, refused, tmp_path: Path):
+    random_checkpoint(tmp_path / "src")
+    path = tmp_path / "src/params.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(message)
+
+
+def test_odd_contents_of_a_file(refused, convert, tmp_path: Path):
+    tensors = random_checkpoint(tmp_path / "src")
+    path = tmp_path / "src/consolidated.pth"
+    torch.save({**tensors, 0: torch.ones(2)}, path)
+    refused("expected a dictionary of tensors by name")
+    torch.save({**tensors, "norm.weight": torch.empty(48, device="meta")}, path)
+    refused("norm.weight has no values|norm.weight")
+    torch.save({**tensors, "norm.weight": torch.ones(48, dtype=torch.complex64)}, path)
+    refused("type: norm.weight is void")
+    torch.save({**tensors, "rope.freqs": torch.ones(6, dtype=torch.complex64)}, path)  # passed over
+    convert("import", tmp_path / "src", tmp_path / "dst")
+
+
+def test_where_a_model_cannot_be_written(convert, tmp_path: Path):
+    random_checkpoint(tmp_path / "src")
+    convert("import", tmp_path / "src", tmp_path / "dst")
+    (tmp_path / "src").rename(tmp_path / "dst/original")
+    with pytest.raises(UserError, match=r"lies in .*, which would be replaced"):
+        convert("import", tmp_path / "dst/original", tmp_path / "dst", "--overwrite")
+    assert (tmp_path / "dst/original/consolidated.pth").exists()
+    for name in ("a[b]", "a\\b"):  # Orbax would take the name for a pattern
+        with pytest.raises(UserError, match="or a backslash in its name"):
+            convert("import", tmp_path / "dst/original", tmp_path / name)
+    for name in ("a?b", "a#b", "가 나"):
+        convert("import", tmp_path / "dst/original", tmp_path / name)
+        assert convert("inspect", tmp_path / name)["format"] == "wmtp_jax"
+
+
+def test_a_link_to_nowhere_is_named(refused, tmp_path: Path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/model.safetensors").symlink_to(tmp_path / "blobs/absent")
+    refused("model.safetensors: a link to nowhere")
 
 
 def test_destinations(convert, tmp_path: Path):
@@ -194,9 +250,11 @@ def test_destinations(convert, tmp_path: Path):
     for command in (("import", tmp_path / "src"), ("export", tmp_path / "dst", "--format", "meta-mtp")):
         with pytest.raises(UserError, match=r"is no .* of ours and is not replaced"):
             convert(command[0], command[1], tmp_path / "home", "--overwrite", *command[2:])
-    for download in ("src", "dst"):  # neither a download nor a model of ours is an export
+    shutil.copytree(tmp_path / "dst", tmp_path / "model")
+    for folder in ("src", "model"):  # neither a download nor a model of ours is an export
         with pytest.raises(UserError, match="is no export of ours"):
-            convert("export", tmp_path / "dst", tmp_path / download, "--format", "meta-mtp", "--overwrite")
+            convert("export", tmp_path / "dst", tmp_path / folder, "--format", "meta-mtp", "--overwrite")
+    shutil.rmtree(tmp_path / "model")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is not a folder"):
         convert("import", tmp_path / "src", tmp_path / "file", "--overwrite")

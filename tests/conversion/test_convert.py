@@ -135,6 +135,33 @@ def test_the_config_of_older_transformers_is_read(convert, tmp_path: Path):
     assert figures["architecture"]["rope_scaling"]["factor"] == 8.0
 
 
+def test_what_the_weights_do_not_say_is_kept(convert, tmp_path: Path):
+    save_llama(tmp_path / "hf", bos_token_id=3, eos_token_id=[4, 5], pad_token_id=0, max_position_embeddings=777)
+    convert("import", tmp_path / "hf", tmp_path / "ours")
+    convert("export", tmp_path / "ours", tmp_path / "out", "--format", "huggingface")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (3, [4, 5], 0)
+    assert config.max_position_embeddings == 777
+
+
+def test_an_output_matrix_that_is_not_the_tied_one_is_kept(convert, tmp_path: Path):
+    save_llama(tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    figures = convert("import", tmp_path / "hf", tmp_path / "ours")
+    assert figures["architecture"]["tie_embeddings"] is False
+    assert convert("verify", tmp_path / "hf", tmp_path / "ours")["equal"]
+
+
+def test_of_several_files_that_of_transformers_is_taken(convert, tmp_path: Path):
+    theirs = save_llama(tmp_path / "hf")
+    other = save_llama(tmp_path / "other", binary=True, shards=2, vocab_size=72)
+    for file in (tmp_path / "other").glob("pytorch_model*"):
+        file.rename(tmp_path / "hf" / file.name)
+    assert other.config.vocab_size != theirs.config.vocab_size
+    assert convert("import", tmp_path / "hf", tmp_path / "ours")["architecture"]["vocab_size"] == 71
+
+
 def test_exported_head_1_generates_in_transformers(convert, tmp_path: Path):
     train_tokenizer(["def solve(x): return x + 1\n"] * 50, 300, tmp_path / "tokenizer")
     convert("micro", tmp_path, "--tokenizer", tmp_path / "tokenizer")

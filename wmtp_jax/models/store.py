@@ -201,11 +201,14 @@ def open_arrays(directory: Path, folder: str = PARAMS_FOLDER) -> dict[str, ts.Te
         metadata = json.loads((path / "_METADATA").read_text())
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         names = [".".join(key["key"] for key in leaf["key_metadata"]) for leaf in metadata["tree_metadata"].values()]
-        kvstore = {"driver": "ocdbt", "base": f"file://{path}/"}
+        kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{path}/"}}
         pending = [ts.open({"driver": driver, "kvstore": {**kvstore, "path": f"{name}/"}}) for name in names]
         return dict(zip(names, (future.result() for future in pending), strict=True))
     except Exception as error:  # tensorstore raises many kinds; the remedy is the same for all
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+        reason = str(error).partition(" [")[0][:200]  # behind it stands all of tensorstore's specification
+        raise ValueError(
+            f"{path}: cannot be read ({type(error).__name__}: {reason}); it is damaged: make or copy it again"
+        ) from error
 
 
 def get_leaf(tree: Mapping[str, Any], name: str) -> Any:

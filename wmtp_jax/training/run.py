@@ -28,6 +28,7 @@ from wmtp_jax.data.sample import draw
 from wmtp_jax.data.store import data_fingerprint, open_split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
+from wmtp_jax.files import check_name
 from wmtp_jax.load import ModelSource, find_model, split_step
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
@@ -266,6 +267,7 @@ def check_directory(run: Run) -> list[int]:
         it holds something else.
     """
     directory = run.directory
+    check_name(directory)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file; checkpoint.save_dir must be a folder of its own")
     is_run = (directory / SETTINGS_FILE).is_file() and (directory / RUN_FILE).is_file()
