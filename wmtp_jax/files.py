@@ -56,14 +56,16 @@ def new_directory(
     with contextlib.ExitStack() as stack:
         try:
             partial.mkdir(parents=True)
-            stack.enter_context(_locked(partial))
         except OSError as error:
             raise UserError(f"{directory}: cannot be written ({error.strerror}); give another destination") from error
+        with contextlib.suppress(OSError):  # a volume without locks: then nothing is swept there either
+            stack.enter_context(_locked(partial))
         try:
             yield partial
             os.sync()  # the contents are on the disk before the name is, should the machine go
             if there:
-                stack.enter_context(_locked(directory))
+                with contextlib.suppress(OSError):
+                    stack.enter_context(_locked(directory))
                 directory.rename(replaced)
             partial.rename(directory)
         except OSError as error:
@@ -124,7 +126,7 @@ def _sweep(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a folder. Raises BlockingIOError where somebody else does."""
+    """Holds the lock of a folder. Raises OSError where somebody else does, or there are no locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
