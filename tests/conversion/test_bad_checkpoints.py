@@ -121,6 +121,14 @@ def test_nan_is_reported_with_every_tensor_that_has_it(value: float, dtype: torc
     assert "extra_heads.0.ffn_norm.weight: 2 values" in text
 
 
+def test_an_error_while_much_is_being_written_leaves_nothing(refused, tmp_path: Path):
+    tensors = random_checkpoint(tmp_path / "src", dim=256, n_layers=12, n_heads=8, n_kv_heads=8)
+    tensors["layers.3.ffn_norm.weight"][0] = float("nan")
+    torch.save(tensors, tmp_path / "src/consolidated.pth")
+    for _ in range(6):  # without waiting for the writes in flight, about every second one left a folder
+        refused("layers.3.ffn_norm.weight: 1 values")
+
+
 def test_values_too_large_for_the_type_asked_for(refused, tmp_path: Path):
     tensors = random_checkpoint(tmp_path / "src")
     tensors["norm.weight"][0] = 70000.0

@@ -7,6 +7,7 @@ where ``config.json`` describes one.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 import json
@@ -254,11 +255,16 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
             context = ts.Context({"file_io_sync": False}, parent=info.ts_context)
             stores[info.name] = await ts.open(ts.Spec(spec), create=True, open=True, context=context)
         in_flight: deque[tuple[int, Any]] = deque()  # parts that are written while the next one is prepared
-        for name, index, array in self._parts:
-            while in_flight and sum(size for size, _ in in_flight) + array.nbytes > _BYTES_IN_FLIGHT:
-                await in_flight.popleft()[1]
-            target = stores[name][index] if index else stores[name]
-            in_flight.append((array.nbytes, target.write(array, can_reference_source_data_indefinitely=True)))
+        try:
+            for name, index, array in self._parts:
+                while in_flight and sum(size for size, _ in in_flight) + array.nbytes > _BYTES_IN_FLIGHT:
+                    await in_flight.popleft()[1]
+                target = stores[name][index] if index else stores[name]
+                in_flight.append((array.nbytes, target.write(array, can_reference_source_data_indefinitely=True)))
+        except BaseException:
+            # Nothing may go on writing into a folder that the caller is about to clear away.
+            await asyncio.gather(*(writing for _, writing in in_flight), return_exceptions=True)
+            raise
         for _, writing in in_flight:
             await writing
         return []
