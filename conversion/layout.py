@@ -140,11 +140,14 @@ def differences(found: Mapping[str, tuple[int, ...]], layout: Layout, config: Mo
 
 
 def _transposed(array: np.ndarray) -> np.ndarray:
-    """A row-major copy of ``array.T``; four times as fast as numpy's, which walks one side line by line."""
+    """A row-major copy of ``array.T``, several times as fast as numpy's, which walks one side line by line."""
     bits = array.view(f"u{array.itemsize}")  # numpy copies its own types faster than bfloat16
     result = np.empty(array.shape[::-1], bits.dtype)
-    for start in range(0, len(bits), 16):  # so few rows that their lines stay in the cache
-        result[:, start : start + 16] = bits[start : start + 16].T
+    n_rows, n_columns = bits.shape
+    for column in range(0, n_columns, 1024):  # what is read and written at a time stays in the cache
+        columns = slice(column, column + 1024)
+        for row in range(0, n_rows, 8):
+            result[columns, row : row + 8] = bits[row : row + 8, columns].T
     return result.view(array.dtype)
 
 
