@@ -248,7 +248,6 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
         missing.append(f"the data set is not at {settings.dataset.path}")
     if not missing:
         run = build_run(stage, settings)
-        check_directory(run)
         return run.config, run.schedule, missing
     config = settings.model.architecture
     if model_there:
