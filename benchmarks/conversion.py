@@ -31,6 +31,7 @@ from wmtp_jax.errors import Failure, run_command
 from wmtp_jax.models.config import ModelConfig
 
 TITLE = "Conversion, Meta's layout at width 4096 in bfloat16"
+_REST_SECONDS = 15
 # Runs a command and prints the largest resident set among its processes, in bytes.
 _MEASURE = """
 import resource, subprocess, sys
@@ -125,6 +126,9 @@ def _run(command: list[str]) -> tuple[float, int]:
     os.sync()
     with contextlib.suppress(OSError):  # as root: the source is read from the disk, not from memory
         Path("/proc/sys/vm/drop_caches").write_text("3")
+    # A virtual machine's host takes free memory back within seconds, and giving it again costs more than the
+    # copying itself. Without this rest a short command runs in memory that is still there, a longer one does not.
+    time.sleep(_REST_SECONDS)
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", _MEASURE, *command], capture_output=True, text=True, check=False)
     os.sync()
