@@ -8,6 +8,8 @@ never changes the result.
 import jax.numpy as jnp
 from jax import Array
 
+from wmtp_jax.losses.documents import ahead, same_document_ahead
+
 
 def mtp_targets(tokens_BS: Array, segment_ids_BS: Array, loss_mask_BS: Array, n_heads: int) -> tuple[Array, Array]:
     """Targets of head k = 1..n: the token k places ahead.
@@ -23,15 +25,16 @@ def mtp_targets(tokens_BS: Array, segment_ids_BS: Array, loss_mask_BS: Array, n_
       is trained on, in the same document.
     """
 
-    def ahead(x_BS: Array, k: int) -> Array:  # x[t + k], zeros past the end
-        return jnp.pad(x_BS[:, k:], ((0, 0), (0, min(k, x_BS.shape[1]))))
-
     targets, valid = [], []
     for k in range(1, n_heads + 1):
-        same_document = (ahead(segment_ids_BS, k) == segment_ids_BS) & (segment_ids_BS > 0)
-        valid.append(same_document & ahead(loss_mask_BS.astype(bool), k))
+        valid.append(same_document_ahead(segment_ids_BS, k) & ahead(loss_mask_BS.astype(bool), k))
         targets.append(jnp.where(valid[-1], ahead(tokens_BS, k), 0))
     return jnp.stack(targets, axis=-1), jnp.stack(valid, axis=-1)
+
+
+def at_targets(x_BS: Array, n_heads: int) -> Array:
+    """``x[t + k]`` for every head k, (B, S, n): what belongs to a token, at the places that predict it."""
+    return jnp.stack([ahead(x_BS, k) for k in range(1, n_heads + 1)], axis=-1)
 
 
 def head_sums(ce_BSn: Array, weights_BSn: Array, valid_BSn: Array) -> Array:

@@ -1,0 +1,40 @@
+"""Controls that a claim about a weighting needs: weights of the same size in the wrong places.
+
+Shapes in names: B rows, S positions.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from wmtp_jax.weighting.td import moments
+
+
+def random_matched(weights_BS: Array, mask_BS: Array, key: Array, clip_min: float, clip_max: float) -> Array:
+    """Log-normal weights with the mean and standard deviation of ``weights`` over the mask, clipped likewise.
+
+    Args:
+      weights_BS: the scheme's own weights.
+      mask_BS: bool, where weights count; 0 elsewhere.
+      key: of the draw.
+      clip_min, clip_max: bounds of a weight.
+    """
+    mean, std = moments(weights_BS, mask_BS, ddof=0)
+    mean = jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)
+    variance = jnp.log1p(jnp.square(std / mean))  # of the logarithm
+    normal_BS = jax.random.normal(key, weights_BS.shape)
+    drawn_BS = jnp.exp(jnp.log(mean) - variance / 2 + jnp.sqrt(variance) * normal_BS)
+    return jnp.where(mask_BS, jnp.clip(drawn_BS, clip_min, clip_max), 0.0)
+
+
+def shuffled(weights_BS: Array, mask_BS: Array, segment_ids_BS: Array, key: Array) -> Array:
+    """The same weights in another order among the masked tokens of each document."""
+    group_BS = jnp.where(mask_BS, segment_ids_BS, jnp.iinfo(jnp.int32).max)
+    random_BS = jax.random.uniform(key, weights_BS.shape)
+    place_BS = jnp.broadcast_to(jnp.arange(weights_BS.shape[1]), weights_BS.shape)
+    # Both orders list document after document; inside one they differ by chance.
+    to_BS = jnp.lexsort((place_BS, group_BS), axis=1)
+    from_BS = jnp.lexsort((random_BS, group_BS), axis=1)
+    rows_B1 = jnp.arange(weights_BS.shape[0])[:, None]
+    moved_BS = jnp.zeros_like(weights_BS).at[rows_B1, to_BS].set(jnp.take_along_axis(weights_BS, from_BS, axis=1))
+    return jnp.where(mask_BS, moved_BS, 0.0)

@@ -1,0 +1,58 @@
+"""Rho-1 weighting (Lin et al. 2024, arXiv 2404.07965): train on tokens that a reference model finds easier.
+
+Excess loss of a target (equation 3): the policy's cross-entropy minus the reference's. Chosen over the whole batch,
+for each head by itself. Shapes in names: B rows, S positions, n heads.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+MODES = ("signed", "absolute", "difficult")
+
+
+def selection_scores(ce_BSn: Array, reference_ce_BSn: Array, mode: str) -> Array:
+    """What targets are chosen by, (B, S, n) float32.
+
+    Args:
+      ce_BSn: the policy's token losses.
+      reference_ce_BSn: the reference's loss of the same target (the same for every head that predicts it).
+      mode: ``signed``: the excess; ``absolute``: its size; ``difficult``: the reference's loss alone.
+
+    Raises:
+      ValueError: ``mode`` is unknown.
+    """
+    if mode not in MODES:
+        raise ValueError(f"rho1 mode is {mode!r}; it must be one of {', '.join(MODES)}")
+    if mode == "difficult":
+        return reference_ce_BSn
+    excess_BSn = ce_BSn - reference_ce_BSn
+    return jnp.abs(excess_BSn) if mode == "absolute" else excess_BSn
+
+
+def thresholds(scores_BSn: Array, valid_BSn: Array, k_percent: float) -> Array:
+    """The ``1 - k_percent`` quantile of each head's scores over valid targets, (n,) float32, linear interpolation."""
+    n_heads = scores_BSn.shape[-1]
+    scores_Nn = jnp.where(valid_BSn, scores_BSn, jnp.inf).reshape(-1, n_heads)
+    sorted_Nn = jnp.sort(scores_Nn, axis=0)  # invalid ones last
+    # Places are counted in whole numbers: the fraction of a large batch would not be exact in float32.
+    last_n = jnp.maximum(jnp.sum(valid_BSn, axis=(0, 1), dtype=jnp.int32) - 1, 0)
+    place_n = (1.0 - k_percent) * last_n.astype(jnp.float32)
+    low_n = jnp.clip(jnp.floor(place_n).astype(jnp.int32), 0, last_n)
+    high_n = jnp.minimum(low_n + 1, last_n)
+    low, high = (jnp.take_along_axis(sorted_Nn, index[None], axis=0)[0] for index in (low_n, high_n))
+    return jnp.where(high > low, low + (place_n - low_n) * (high - low), low)
+
+
+def hard_weights(scores_BSn: Array, valid_BSn: Array, k_percent: float) -> Array:
+    """1 for targets at or above their head's threshold, else 0; (B, S, n) float32."""
+    return (valid_BSn & (scores_BSn >= thresholds(scores_BSn, valid_BSn, k_percent))).astype(jnp.float32)
+
+
+def soft_weights(scores_BSn: Array, valid_BSn: Array, temperature: float) -> Array:
+    """``softmax(scores / temperature)`` over the valid targets of each head, rescaled to mean 1; (B, S, n) float32."""
+    logits_BSn = jnp.where(valid_BSn, scores_BSn / temperature, -jnp.inf)
+    counts_n = jnp.sum(valid_BSn, axis=(0, 1), dtype=jnp.float32)
+    # A head without a target would be a softmax over nothing.
+    shares_BSn = jax.nn.softmax(jnp.where(counts_n > 0, logits_BSn, 0.0), axis=(0, 1))
+    return jnp.where(valid_BSn, shares_BSn * counts_n, 0.0)
