@@ -29,6 +29,7 @@ from wmtp_jax.errors import run_command
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
+from wmtp_jax.training.objective import make_objective
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.stages import STAGES
 from wmtp_jax.training.step import init_state, make_train_step
@@ -82,7 +83,7 @@ def _rows(settings: Settings, data: Path, packing: bool) -> Rows:
     assert settings.model.architecture is not None
     split = open_split(data, "train")
     chosen = draw(np.flatnonzero(split.is_correct), 400, 0, "correct solutions", "the benchmark")
-    rows, _ = build_rows(
+    built = build_rows(
         split,
         chosen,
         load_tokenizer(data / "tokenizer"),
@@ -90,7 +91,7 @@ def _rows(settings: Settings, data: Path, packing: bool) -> Rows:
         packing=packing,
         vocab_size=settings.model.architecture.vocab_size,
     )
-    return Rows(*(field[: settings.training.batch_size] for field in rows))
+    return built.rows.map(lambda field: field[: settings.training.batch_size])
 
 
 def _time_ours(settings: Settings, config: ModelConfig, rows: Rows, steps: int) -> tuple[float, float]:
@@ -98,9 +99,11 @@ def _time_ours(settings: Settings, config: ModelConfig, rows: Rows, steps: int) 
     graphdef, _ = store.build(config, unroll=settings.training.unroll_layers)
     rate = learning_rate_schedule(settings.training, 1000)
     optimizer = make_optimizer(settings.training, rate)
-    state = init_state(store.random_params(config, 0, "float32", make_mesh((-1, 1, 1))), optimizer)
-    batch = Rows(*(jnp.asarray(field)[None] for field in rows))
-    update = make_train_step(graphdef, optimizer, rate, STAGES["baseline"], config.n_future_tokens)
+    objective = make_objective(STAGES["baseline"], settings, config.n_future_tokens, total_steps=1000, n_documents=1)
+    params = store.random_params(config, 0, "float32", make_mesh((-1, 1, 1)))
+    state = init_state(params, optimizer, objective.trains)
+    batch = rows.map(lambda field: jnp.asarray(field)[None])
+    update = make_train_step(graphdef, optimizer, rate, objective, objective.trains)
     start = time.perf_counter()
     step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -45,6 +46,14 @@ class ExperimentSettings(_Part):
         description="Run name in MLflow, and the last folder of the default run directory.",
     )
     description: str = Field("", description="Free text, logged with the run.")
+    critic_checkpoint: FilePath | None = Field(
+        None,
+        description="Stage `verifiable`: the critic, a `critic` run (its best step; `@latest`, `@<step>`) or a model "
+        "directory with a value head.",
+    )
+    reference_model: FilePath | None = Field(
+        None, description="Stage `rho1`: the reference, a `reference` run or a model directory."
+    )
 
 
 class ModelSettings(_Part):
@@ -92,11 +101,69 @@ class DatasetSettings(_Part):
     )
 
 
+class CurriculumPhase(_Part):
+    """A part of training and how often each bin of difficulty is drawn in it."""
+
+    until: float = Field(gt=0, le=1, description="Fraction of training done at which the phase ends.")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(description="Share of each bin; rescaled to sum to 1.")
+
+
+class CurriculumSettings(_Part):
+    """Easy problems first: which difficulties are drawn, by fraction of training done."""
+
+    bins: dict[str, Annotated[tuple[int, int], Field(strict=False)]] = Field(
+        {"low": (1, 3), "medium": (4, 7), "high": (8, 11)},
+        description="Bins of the source's difficulty, first and last value. What is in no bin is left out.",
+    )
+    phases: tuple[CurriculumPhase, ...] = Field(
+        (
+            CurriculumPhase(until=0.3, weights={"low": 0.7, "medium": 0.3, "high": 0.0}),
+            CurriculumPhase(until=0.7, weights={"low": 0.3, "medium": 0.6, "high": 0.1}),
+            CurriculumPhase(until=1.0, weights={"low": 0.1, "medium": 0.5, "high": 0.4}),
+        ),
+        strict=False,
+        min_length=1,
+        description="Phases in order; the last one ends at 1.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> CurriculumSettings:
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted(set(ends)) or ends[-1] != 1.0:
+            raise ValueError("data_sampling.curriculum.phases must have rising `until`, the last one 1.0")
+        for phase in self.phases:
+            if set(phase.weights) != set(self.bins):
+                raise ValueError(
+                    f"data_sampling.curriculum: the phase until {phase.until} weighs "
+                    f"{', '.join(sorted(phase.weights))}; the bins are {', '.join(sorted(self.bins))}"
+                )
+            if not sum(phase.weights.values()) > 0:
+                raise ValueError(f"data_sampling.curriculum: all weights of the phase until {phase.until} are 0")
+        ranges = sorted(self.bins.values())
+        if any(low > high for low, high in ranges) or any(
+            before[1] >= after[0] for before, after in itertools.pairwise(ranges)
+        ):
+            raise ValueError("data_sampling.curriculum.bins must be [first, last] ranges that do not overlap")
+        return self
+
+
 class DataSamplingSettings(_Part):
     """Which examples are used."""
 
     n_samples: int | None = Field(
         None, ge=1, description="Training examples, drawn without replacement. null: all there are."
+    )
+    method: Literal["correct", "balanced", "pairs"] | None = Field(
+        None,
+        description="`correct`: correct solutions alone. `balanced`: correct and incorrect ones of the same problems. "
+        "`pairs`: a correct and an incorrect one of the same problem, each solution once. null: what the stage needs "
+        "(`correct` for baseline, rho1 and reference; `balanced` for critic and verifiable; `pairs` for a pairwise "
+        "critic).",
+    )
+    correct_ratio: float = Field(0.5, gt=0, lt=1, description="`balanced`: share of correct solutions.")
+    max_pairs_per_problem: int | None = Field(None, ge=1, description="`pairs`: at most so many of one problem.")
+    curriculum: CurriculumSettings | None = Field(
+        None, description="Easy problems first; `{}` takes the defaults. null: any order."
     )
     n_validation_samples: int | None = Field(
         None, ge=1, description="Examples of the split `valid` that val/* is computed on. null: all."
@@ -128,12 +195,99 @@ class TrainingSettings(_Part):
     adam_eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay; norm scales have none.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global norm.")
+    max_skipped_steps: int = Field(
+        5,
+        ge=0,
+        description="Updates in a row that may be skipped because a loss or gradient is not finite; one more stops "
+        "the run.",
+    )
     remat: bool = Field(
         False, description="Recompute blocks in the backward pass: less memory, about a third more compute."
     )
     unroll_layers: bool = Field(
         False, description="Compile every block by itself: faster steps on a CPU, longer compilation."
     )
+
+
+class CriticSettings(_Part):
+    """The value head: its form, its loss, what of the model is trained (stages `critic` and `verifiable`)."""
+
+    value_head: Literal["linear", "sigmoid", "mlp"] = Field(
+        "linear", description="Form of a new value head; one that the model brings is kept as it is."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the hidden layers of `mlp`.")
+    bias_init: float = Field(0.0, description="Bias of a new value head (before the sigmoid, where there is one).")
+    loss_type: Literal["mse", "huber", "lambda_return", "pairwise"] = Field(
+        "mse", description="What the values are fitted to; `docs/objectives.md` has the formulas."
+    )
+    huber_delta: float = Field(0.5, gt=0, description="`huber` and `lambda_return`: errors above it count linearly.")
+    gamma: float = Field(1.0, ge=0, le=1, description="`lambda_return`: discount a token.")
+    lambda_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="`lambda_return`: how lambda goes from `lambda_start` to `lambda_end`."
+    )
+    lambda_start: Fraction = Field(0.95, description="`lambda_return`: lambda at the beginning.")
+    lambda_end: Fraction = Field(0.95, description="`lambda_return`: lambda of the last update.")
+    lambda_hold: Fraction = Field(0.0, description="`lambda_return`: part of the run before lambda begins to change.")
+    include_prompt: bool = Field(False, description="Prompt tokens count too (the older form).")
+    train: Literal["head", "full"] = Field(
+        "head", description="Stage `critic`: `head` freezes the backbone, `full` trains all that the values depend on."
+    )
+    head_learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate of the value head. null: `training.learning_rate`."
+    )
+
+
+class WeightingSettings(_Part):
+    """How much each token counts (stages `verifiable` and `rho1`)."""
+
+    scheme: Literal["uniform", "td", "rho1", "random_matched", "shuffled"] | None = Field(
+        None,
+        description="null: the stage's own (`td` for verifiable, `rho1` for rho1). `uniform` and the controls: the "
+        "same stage with weights of 1, random weights of the same mean and spread, or its own in another order.",
+    )
+    normalize: Literal["valid", "weights"] | None = Field(
+        None,
+        description="A head's loss is divided by its number of targets (`valid`) or by the sum of their weights. "
+        "null: `weights` for stage rho1, else `valid`.",
+    )
+    critic: Literal["joint", "frozen"] = Field(
+        "joint",
+        description="`joint`: the value head shares the policy's trunk and goes on learning. `frozen`: the critic is a "
+        "model of its own that only scores.",
+    )
+    value_coef: float = Field(0.5, ge=0, description="`joint`: weight of the value loss.")
+    advantage: Literal["td", "gae"] = Field("td", description="TD errors, or their discounted sums.")
+    terminal: Literal["outcome", "reference"] = Field(
+        "outcome", description="TD error of the last token: R - V[T-1], or R - V[T] as in the PyTorch system."
+    )
+    gamma: float = Field(1.0, ge=0, le=1, description="Discount a token.")
+    gae_lambda: Fraction = Field(0.95, description="`gae`: lambda; 1 with gamma 1 is R - V[u].")
+    whiten: bool = Field(True, description="Subtract the mean and divide by the standard deviation first.")
+    whiten_statistics: Literal["batch", "moving"] = Field(
+        "batch", description="Of the global batch, or moving averages that are part of the checkpoint."
+    )
+    whiten_momentum: float = Field(0.1, gt=0, le=1, description="`moving`: share of the new batch.")
+    whiten_warmup_steps: int = Field(10, ge=0, description="`moving`: updates before the momentum is constant.")
+    beta: float = Field(0.9, gt=0, description="Temperature: weight = exp(d / beta).")
+    weight_clip_min: float = Field(0.1, ge=0, description="Smallest weight.")
+    weight_clip_max: float = Field(5.0, gt=0, description="Largest weight.")
+    mode: Literal["signed", "absolute", "difficult"] = Field(
+        "signed", description="Rho-1 chooses by excess loss, by its size, or by the reference's loss alone."
+    )
+    selection: Literal["hard", "soft"] = Field("hard", description="Rho-1: weights 0 and 1, or a softmax.")
+    k_percent: float = Field(0.6, gt=0, le=1, description="Rho-1, `hard`: share of targets that is kept.")
+    temperature: float = Field(1.0, gt=0, description="Rho-1, `soft`: of the softmax.")
+    scores: FilePath | None = Field(
+        None,
+        description="File of `python -m wmtp_jax.score`: the frozen model's scores, made once. null: that model "
+        "scores every batch anew.",
+    )
+
+    @model_validator(mode="after")
+    def _clip(self) -> WeightingSettings:
+        if self.weight_clip_min > self.weight_clip_max:
+            raise ValueError("weighting.weight_clip_min is above weighting.weight_clip_max")
+        return self
 
 
 class CheckpointSettings(_Part):
@@ -217,6 +371,8 @@ class Settings(_Part):
     dataset: DatasetSettings
     data_sampling: DataSamplingSettings = DataSamplingSettings()
     training: TrainingSettings
+    critic: CriticSettings = CriticSettings()
+    weighting: WeightingSettings = WeightingSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     tracking: TrackingSettings = TrackingSettings()

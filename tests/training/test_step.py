@@ -21,9 +21,11 @@ from wmtp_jax.parallel.sharding import (
     parameter_spec,
 )
 from wmtp_jax.training.loop import state_shardings
+from wmtp_jax.training.objective import Objective
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from wmtp_jax.training.stages import STAGES
-from wmtp_jax.training.step import init_state, make_eval_step, make_train_step, validation_metrics
+from wmtp_jax.training.step import init_state, make_train_step
+from wmtp_jax.training.validation import make_eval_step, validation_metrics
+from wmtp_jax.weighting import uniform
 
 CONFIG = ModelConfig(dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=52, ffn_dim=64, n_future_tokens=2)
 # Adam divides by the gradient's size: with its usual epsilon a gradient that is zero but for rounding becomes
@@ -31,6 +33,16 @@ CONFIG = ModelConfig(dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=52,
 # move by more than 3e-3, thousands of tolerances, and rounding stays below a fifth of one on every CPU tried.
 SETTINGS = TrainingSettings(batch_size=1, n_epochs=1, learning_rate=1e-2, warmup_ratio=0.1, adam_eps=1e-3)
 STEPS = 10
+BASELINE = Objective(
+    n_heads=2,
+    scheme=uniform.weigh,
+    reads_model=False,
+    normalize="valid",
+    value_loss=None,
+    value_coef=1.0,
+    needs_scores=False,
+    seed=0,
+)
 
 
 def make_rows(seed: int, n_rows: int = 8, length: int = 16) -> Rows:
@@ -42,7 +54,7 @@ def make_rows(seed: int, n_rows: int = 8, length: int = 16) -> Rows:
 
 
 def split(rows: Rows, accumulation: int) -> Rows:
-    return Rows(*(field.reshape(accumulation, -1, field.shape[-1]) for field in rows))
+    return rows.map(lambda field: field.reshape(accumulation, -1, field.shape[-1]))
 
 
 def train(mesh_shape: tuple[int, int, int], accumulation: int = 1, steps: int = STEPS):
@@ -54,11 +66,11 @@ def train(mesh_shape: tuple[int, int, int], accumulation: int = 1, steps: int = 
         np.array(jax.devices()[: int(np.prod(mesh_shape))]).reshape(mesh_shape), ("data", "fsdp", "tensor")
     )
     with jax.set_mesh(mesh):
-        placement = state_shardings(shapes, optimizer, mesh)
+        placement = state_shardings(shapes, optimizer, mesh, BASELINE.trains)
         params = store.random_params(CONFIG, 0, "float32", mesh)
-        state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=placement)(params)
+        state = jax.jit(lambda p: init_state(p, optimizer, BASELINE.trains), out_shardings=placement)(params)
         step = jax.jit(
-            make_train_step(graphdef, optimizer, rate, STAGES["baseline"], CONFIG.n_future_tokens),
+            make_train_step(graphdef, optimizer, rate, BASELINE, BASELINE.trains),
             in_shardings=(placement, Rows(*[batch_sharding(mesh, 1)] * 3)),
             out_shardings=(placement, NamedSharding(mesh, P())),
         )
@@ -96,8 +108,8 @@ def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
     norms = {}
     for dtype, accumulation in (("float32", 1), ("bfloat16", 64)):
         graphdef, _ = store.build(CONFIG, param_dtype=dtype)
-        state = init_state(jax.tree.map(lambda p, d=dtype: p.astype(d), rounded), optimizer)
-        step = jax.jit(make_train_step(graphdef, optimizer, rate, STAGES["baseline"], CONFIG.n_future_tokens))
+        state = init_state(jax.tree.map(lambda p, d=dtype: p.astype(d), rounded), optimizer, BASELINE.trains)
+        step = jax.jit(make_train_step(graphdef, optimizer, rate, BASELINE, BASELINE.trains))
         after, metrics = step(state, split(rows, accumulation))
         assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
         norms[dtype] = float(metrics["train/grad_norm"])
@@ -126,8 +138,8 @@ def test_it_learns_a_repeated_batch():
     graphdef, _ = store.build(CONFIG)
     optimizer = make_optimizer(SETTINGS, lambda _: 1e-2)
     params = store.random_params(CONFIG, 0, "float32", make_mesh((-1, 1, 1)))
-    state = init_state(params, optimizer)
-    step = jax.jit(make_train_step(graphdef, optimizer, lambda _: 1e-2, STAGES["baseline"], 2))
+    state = init_state(params, optimizer, BASELINE.trains)
+    step = jax.jit(make_train_step(graphdef, optimizer, lambda _: 1e-2, BASELINE, BASELINE.trains))
     rows = split(make_rows(0, n_rows=2), 1)
     losses = []
     for _ in range(60):
@@ -139,11 +151,11 @@ def test_it_learns_a_repeated_batch():
 def test_validation_equals_the_loss_of_all_rows_at_once():
     graphdef, _ = store.build(CONFIG)
     params = store.random_params(CONFIG, 0, "float32", make_mesh((-1, 1, 1)))
-    evaluate = jax.jit(make_eval_step(graphdef, 2))
+    evaluate = jax.jit(make_eval_step(graphdef, BASELINE))
     rows = make_rows(3)
-    whole = validation_metrics(*evaluate(params, rows))
-    halves = [evaluate(params, Rows(*(field[part] for field in rows))) for part in (slice(0, 3), slice(3, 8))]
-    parts = validation_metrics(*jax.tree.map(jnp.add, *halves))
+    whole = validation_metrics(evaluate(params, rows)[0])
+    halves = [evaluate(params, rows.map(lambda x, p=part: x[p]))[0] for part in (slice(0, 3), slice(3, 8))]
+    parts = validation_metrics(jax.tree.map(jnp.add, *halves))
     for name, value in whole.items():
         assert parts[name] == pytest.approx(value, rel=1e-5)
 

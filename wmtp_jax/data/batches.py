@@ -7,8 +7,8 @@ position: it asks for the batches from its step on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
 import numpy as np
@@ -35,6 +35,29 @@ class RowReport(NamedTuple):
     fill: float
 
 
+class RowSet(NamedTuple):
+    """The examples of a split as rows of tokens.
+
+    Attributes:
+      rows: what is trained on.
+      documents: for each row, the numbers (in the split) of its documents.
+      rows_per_unit: rows that are read together: 2 where a pair's sides stand one below the other, else 1.
+      bins: number of the difficulty bin of each unit; None where nothing asks for it.
+      report: figures for the summary.
+    """
+
+    rows: Rows
+    documents: list[list[int]]
+    rows_per_unit: int
+    bins: np.ndarray | None
+    report: RowReport
+
+    @property
+    def documents_per_row(self) -> int:
+        """Documents in the fullest row."""
+        return max(len(numbers) for numbers in self.documents)
+
+
 def build_rows(
     split: Split,
     chosen: np.ndarray,
@@ -43,45 +66,84 @@ def build_rows(
     max_length: int,
     packing: bool,
     vocab_size: int,
-) -> tuple[Rows, RowReport]:
+    outcomes: bool = False,
+    scores: Callable[[np.ndarray, list[int]], list[np.ndarray]] | None = None,
+    bins: np.ndarray | None = None,
+) -> RowSet:
     """Tokenises the chosen examples and lays them into rows.
 
-    An example longer than ``max_length`` is left out and counted.
+    An example longer than ``max_length`` is left out and counted; of a pair, both.
+
+    Args:
+      split: where the examples are.
+      chosen: their numbers: (N,), or (N, 2) for pairs, whose sides are laid one below the other: document j of row
+        2i and document j of row 2i + 1.
+      tokenizer: of the model.
+      max_length: tokens of a row.
+      packing: several documents a row.
+      vocab_size: of the model.
+      outcomes: keep each document's outcome.
+      scores: ``(numbers, lengths) -> scores of the tokens`` of documents; None: there are none.
+      bins: difficulty bin of each of ``chosen``; a row holds documents of one bin.
 
     Raises:
       UserError: a token id does not exist in the model's vocabulary, or every example is too long.
     """
+    numbers = chosen.reshape(-1)
+    n_sides = chosen.shape[1] if chosen.ndim == 2 else 1
     documents: list[TokenizedExample] = []
-    with Steps(f"tokenising {split.name}", len(chosen)) as progress:
-        for start in range(0, len(chosen), _TOKENIZE_AT_ONCE):
-            part = chosen[start : start + _TOKENIZE_AT_ONCE]
+    with Steps(f"tokenising {split.name}", len(numbers)) as progress:
+        for start in range(0, len(numbers), _TOKENIZE_AT_ONCE):
+            part = numbers[start : start + _TOKENIZE_AT_ONCE]
             documents += encode_examples(tokenizer, split.read(part))
             progress.advance(len(part))
-    short = [document for document in documents if len(document.tokens) <= max_length]
-    if not short:
-        shortest = min(len(document.tokens) for document in documents)
+    lengths = np.array([len(document.tokens) for document in documents]).reshape(-1, n_sides)
+    units = np.flatnonzero((lengths <= max_length).all(axis=1))  # a document, or a pair
+    if not len(units):
         raise UserError(
             f"all {len(documents):,} examples of {split.path} are longer than dataset.max_length {max_length} "
-            f"(the shortest has {shortest} tokens); raise it"
+            f"(the shortest has {lengths.min()} tokens); raise it"
         )
-    largest = max(int(document.tokens.max()) for document in short)
+    kept = [int(unit) * n_sides + side for unit in units for side in range(n_sides)]
+    largest = max(int(documents[i].tokens.max()) for i in kept)
     if largest >= vocab_size:
         raise UserError(
             f"the tokenizer gives token {largest}, but the model's vocabulary is {vocab_size} (ids below it); "
             "use the model's own tokenizer (model.tokenizer) or set model.architecture.vocab_size to at least "
             f"{len(tokenizer)}"
         )
-    lengths = [len(document.tokens) for document in short]
-    placement = assign_rows(lengths, max_length) if packing else [[i] for i in range(len(short))]
-    rows = fill_rows(short, placement, max_length)
+    placed, unit_bins = _place(units, lengths.max(axis=1), None if bins is None else bins[units], max_length, packing)
+    placement = [[unit * n_sides + side for unit in row] for row in placed for side in range(n_sides)]
+    in_rows = [[int(numbers[i]) for i in row] for row in placement]
+    rows = fill_rows(
+        documents,
+        placement,
+        max_length,
+        outcomes=outcomes,
+        scores=None if scores is None else scores(numbers, [len(document.tokens) for document in documents]),
+    )
     report = RowReport(
-        examples=len(short),
-        left_out_too_long=len(documents) - len(short),
+        examples=len(kept),
+        left_out_too_long=len(documents) - len(kept),
         rows=len(placement),
         tokens=rows.n_tokens,
         fill=rows.n_tokens / rows.tokens.size,
     )
-    return rows, report
+    return RowSet(rows, in_rows, n_sides, unit_bins, report)
+
+
+def _place(
+    units: np.ndarray, lengths: np.ndarray, bins: np.ndarray | None, max_length: int, packing: bool
+) -> tuple[list[list[int]], np.ndarray | None]:
+    """Which units stand together in a row (pairs: in two rows), and the bin of each row."""
+    placed: list[list[int]] = []
+    row_bins: list[Any] = []
+    for number in [None] if bins is None else np.unique(bins):
+        members = units if number is None else units[bins == number]
+        rows = assign_rows([int(lengths[unit]) for unit in members], max_length) if packing else None
+        placed += [[int(members[i]) for i in row] for row in rows] if rows else [[int(unit)] for unit in members]
+        row_bins += [number] * (len(placed) - len(row_bins))
+    return placed, None if bins is None else np.array(row_bins)
 
 
 def count_steps(n_rows: int, n_epochs: float, rows_per_step: int) -> int:
@@ -101,27 +163,47 @@ def count_steps(n_rows: int, n_epochs: float, rows_per_step: int) -> int:
 
 
 def training_batches(
-    rows: Rows, *, rows_per_step: int, accumulation: int, seed: int, first_step: int, last_step: int
+    rows: Rows,
+    *,
+    rows_per_step: int,
+    accumulation: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    rows_per_unit: int = 1,
+    order: np.ndarray | None = None,
 ) -> Iterator[Rows]:
     """The batches of steps ``first_step`` (from 0) up to, not including, ``last_step``.
 
     Rows come in a new random order every epoch, each once an epoch. A thread prepares batches ahead.
 
+    Args:
+      rows: all rows.
+      rows_per_step, accumulation: sizes of a batch.
+      seed: of the order.
+      first_step, last_step: which batches.
+      rows_per_unit: rows that stay together, one below the other.
+      order: numbers of units in the order in which they are read, instead of the random one.
+
     Yields:
       Rows with arrays (accumulation, rows_per_step / accumulation, S).
     """
-    indices = grain.MapDataset.range(len(rows.tokens)).seed(seed).shuffle().repeat()
+    if order is None:
+        units = grain.MapDataset.range(len(rows.tokens) // rows_per_unit).seed(seed).shuffle().repeat()
+    else:
+        units = grain.MapDataset.source(order)
 
     def gather(chosen: np.ndarray) -> Rows:
-        return Rows(*(field[chosen].reshape(accumulation, -1, field.shape[1]) for field in rows))
+        numbers = (chosen[:, None] * rows_per_unit + np.arange(rows_per_unit)).reshape(-1)
+        return rows.map(lambda field: field[numbers].reshape(accumulation, -1, field.shape[1]))
 
-    batches = indices.batch(rows_per_step).slice(slice(first_step, last_step)).map(gather)
+    batches = units.batch(rows_per_step // rows_per_unit).slice(slice(first_step, last_step)).map(gather)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
 
 def validation_batches(rows: Rows, batch_size: int) -> Iterator[Rows]:
     """All rows in order; the last batch is filled up with empty rows."""
     for start in range(0, len(rows.tokens), batch_size):
-        part = Rows(*(field[start : start + batch_size] for field in rows))
-        missing = batch_size - len(part.tokens)
-        yield Rows(*(np.pad(field, ((0, missing), (0, 0))) for field in part))
+        stop = start + batch_size
+        missing = max(stop - len(rows.tokens), 0)
+        yield Rows(*(None if field is None else np.pad(field[start:stop], ((0, missing), (0, 0))) for field in rows))

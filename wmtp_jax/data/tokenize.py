@@ -36,10 +36,12 @@ class TokenizedExample(NamedTuple):
     Attributes:
       tokens: int32 (T,): beginning-of-sequence, prompt, response, end-of-sequence.
       n_prompt: number of leading tokens that belong to the prompt; the rest is trained on.
+      outcome: R, 1.0 if the solution is correct, else 0.0.
     """
 
     tokens: np.ndarray
     n_prompt: int
+    outcome: float = 1.0
 
 
 def prompt_text(instruction: str, input: str = "") -> str:
@@ -147,8 +149,8 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     responses = _encode_continuations(tokenizer, [example.output for example in examples])
     eos = [tokenizer.eos_token_id]
     return [
-        TokenizedExample(np.array(prompt + response + eos, np.int32), len(prompt))
-        for prompt, response in zip(prompts, responses, strict=True)
+        TokenizedExample(np.array(prompt + response + eos, np.int32), len(prompt), float(example.is_correct))
+        for prompt, response, example in zip(prompts, responses, examples, strict=True)
     ]
 
 

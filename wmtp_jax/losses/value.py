@@ -81,8 +81,11 @@ def squared_errors(values_BS: Array, targets_BS: Array) -> Array:
 
 
 def huber_errors(values_BS: Array, targets_BS: Array, delta: float) -> Array:
-    """Huber 1964: ``e^2 / 2`` up to ``delta``, then ``delta * (|e| - delta / 2)``; (B, S) float32."""
-    return optax.losses.huber_loss(values_BS, targets_BS, delta=delta)
+    """``e^2 / (2 delta)`` up to ``|e| = delta``, then ``|e| - delta / 2``; (B, S) float32.
+
+    Huber 1964 divided by delta, so that large errors have slope 1 (PyTorch's smooth L1), as the PyTorch system does.
+    """
+    return optax.losses.huber_loss(values_BS, targets_BS, delta=delta) / delta
 
 
 def document_mean_sums(

@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+VALUE_HEADS = ("linear", "sigmoid", "mlp")
+
 
 def _about(description: str, default: Any = dataclasses.MISSING) -> Any:
     """A field with its meaning, which the settings reference shows."""
@@ -69,7 +71,9 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = _about("stretching of the rotary frequencies", None)
     head_dim: int = _about("width H of one attention head; 0 stands for dim / n_heads", 0)
     tie_embeddings: bool = _about("the output matrix is the token embedding, transposed", False)
-    value_head: str | None = _about("`linear`: one value a position, read off the normed trunk output", None)
+    value_head: str | None = _about(
+        "`linear`, `sigmoid` or `mlp`: one value a position, read off the normed trunk output", None
+    )
 
     # Read by pydantic where a settings file is checked: an unknown key is an error there too.
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -82,8 +86,8 @@ class ModelConfig:
         _whole("n_future_tokens", self.n_future_tokens, low=0)
         if isinstance(self.rope_scaling, dict):  # as it stands in a JSON file
             object.__setattr__(self, "rope_scaling", RopeScaling(**self.rope_scaling))
-        if self.value_head not in (None, "linear"):
-            raise ValueError(f"value_head is {self.value_head!r}; it must be null or linear")
+        if self.value_head not in (None, *VALUE_HEADS):
+            raise ValueError(f"value_head is {self.value_head!r}; it must be null, {', '.join(VALUE_HEADS)}")
         if self.n_future_tokens == 0 and self.value_head is None:
             raise ValueError("n_future_tokens is 0; it must be 1 or more (0 only with a value head)")
         _whole("head_dim", self.head_dim, low=0)

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.layers import Block, document_mask, document_positions, linear, rotary_angles
+from wmtp_jax.models.value import ValueHead
 from wmtp_jax.parallel.sharding import replicate, shard_batch
 
 
@@ -58,7 +59,9 @@ class MTPTransformer(nnx.Module):
         self.norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
         has_output = config.n_future_tokens > 0 and not config.tie_embeddings
         self.output = linear(config.dim, config.vocab_size, rngs, **dtypes) if has_output else None
-        self.value_head = _value_head(config, rngs, param_dtype) if config.value_head else None
+        self.value_head = (
+            ValueHead(config.value_head, config.dim, rngs=rngs, param_dtype=param_dtype) if config.value_head else None
+        )
 
     def __call__(self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None) -> Array:
         """Logits (B, S, n, V) float32.
@@ -110,14 +113,33 @@ class MTPTransformer(nnx.Module):
         Raises:
           ValueError: the model has no value head.
         """
+        return self.trunk_values(self.trunk_hidden(jnp.asarray(tokens_BS), segment_ids_BS, attention_mask_BS))
+
+    def trunk_values(self, trunk_BSD: Array, dropout: float = 0.0, key: Array | None = None) -> Array:
+        """Values (B, S) float32 off the trunk's output; `ValueHead` says what ``dropout`` and ``key`` are.
+
+        Raises:
+          ValueError: the model has no value head.
+        """
         if self.value_head is None:
             raise ValueError("this model has no value head: model.architecture.value_head is not set")
-        hidden_BSD = self.norm(self.trunk_hidden(jnp.asarray(tokens_BS), segment_ids_BS, attention_mask_BS))
-        return self.value_head(hidden_BSD)[..., 0]
+        return self.value_head(self.norm(trunk_BSD), dropout, key)
 
-    def head_hidden(self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None) -> Array:
-        """Normed hidden states of the heads (B, S, n, D): the input of the output matrix."""
-        trunk_BSD = self.trunk_hidden(tokens_BS, segment_ids_BS)
+    def head_hidden(
+        self,
+        tokens_BS: Array,
+        segment_ids_BS: Array | None = None,
+        n_heads: int | None = None,
+        trunk_BSD: Array | None = None,
+    ) -> Array:
+        """Normed hidden states of the heads (B, S, n, D): the input of the output matrix.
+
+        Args:
+          tokens_BS, segment_ids_BS, n_heads: as in `__call__`.
+          trunk_BSD: the trunk's output, where it is there already.
+        """
+        if trunk_BSD is None:
+            trunk_BSD = self.trunk_hidden(tokens_BS, segment_ids_BS)
         context = self._context(tokens_BS, segment_ids_BS)
         graphdef, stacked = nnx.split(cast(Block, self.heads))
         if n_heads is not None:
@@ -156,12 +178,6 @@ class MTPTransformer(nnx.Module):
 
         body = jax.checkpoint(apply) if self.remat else apply
         return jax.lax.scan(body, x_BSD, stacked, unroll=self.unroll)[0]
-
-
-def _value_head(config: ModelConfig, rngs: nnx.Rngs, param_dtype: DTypeLike) -> nnx.Linear:
-    """Starts at zero: a critic that knows nothing says the same of every prefix. Computes in float32."""
-    zeros = nnx.initializers.zeros
-    return nnx.Linear(config.dim, 1, kernel_init=zeros, rngs=rngs, dtype=jnp.float32, param_dtype=param_dtype)
 
 
 def _stack(config: ModelConfig, count: int, rngs: nnx.Rngs, dtypes: dict[str, Any]) -> Block | None:

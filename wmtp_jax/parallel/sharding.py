@@ -22,7 +22,7 @@ PARAMETER_TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"feed_forward\.w[13]\.kernel", ("fsdp", "tensor")),
     (r"feed_forward\.w2\.kernel", ("tensor", "fsdp")),
     (r"norm\.scale", ()),
-    (r"value_head\.(kernel|bias)", ()),
+    (r"value_head\.", ()),
 )
 
 BATCH_AXES = ("data", "fsdp")

@@ -1,8 +1,8 @@
 """Checkpoints of a run, by Orbax: ``<run directory>/checkpoints/<step>/``.
 
-A step holds three items: ``params`` (as in a model directory), ``optimizer`` (its state and the step)
-and ``progress`` (JSON: tokens and seconds so far); Orbax keeps the validation metrics beside them. The
-order of the data and all randomness follow from the settings and the step, so a resume needs nothing else.
+A step holds three items: ``params`` (as in a model directory), ``optimizer`` (its state and all else that changes
+from step to step) and ``progress`` (JSON: tokens and seconds so far); Orbax keeps the validation metrics beside
+them. The order of the data and all randomness follow from the settings and the step, so a resume needs nothing else.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Checkpoints:
             int(state.step),
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params, save_args=save_args(state.params)),
-                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+                optimizer=ocp.args.StandardSave(_beside_params(state)),
                 progress=ocp.args.JsonSave(progress),
             ),
             metrics=metrics,
@@ -107,7 +107,7 @@ class Checkpoints:
         """
         items = {
             "params": ocp.args.StandardRestore(target.params),
-            "optimizer": ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
+            "optimizer": ocp.args.StandardRestore(_beside_params(target)),
             "progress": ocp.args.JsonRestore(),
         }
         try:
@@ -118,8 +118,7 @@ class Checkpoints:
                 f"{folder}: this checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}). "
                 "Move it away to continue from the checkpoint before it."
             ) from error
-        optimizer = restored["optimizer"]
-        return TrainState(optimizer["step"], restored["params"], optimizer["opt_state"]), restored["progress"]
+        return TrainState(params=restored["params"], **restored["optimizer"]), restored["progress"]
 
     def progress(self, step: int) -> dict[str, Any]:
         """Tokens and seconds up to a saved step."""
@@ -129,6 +128,10 @@ class Checkpoints:
     def metrics(self, step: int) -> dict[str, float]:
         """Validation metrics of a saved step."""
         return dict(self._manager.metrics(step))
+
+
+def _beside_params(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "params"}
 
 
 def abstract(state: Any, shardings: Any) -> Any:

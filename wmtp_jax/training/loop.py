@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from wmtp_jax.console import Steps, err
 from wmtp_jax.data.batches import training_batches, validation_batches
 from wmtp_jax.data.pack import Rows
+from wmtp_jax.data.sample import curriculum_order
 from wmtp_jax.errors import Failure
 from wmtp_jax.load import load_params
 from wmtp_jax.losses.mtp import mtp_targets
@@ -26,17 +27,15 @@ from wmtp_jax.models import store
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
 from wmtp_jax.training.checkpoints import Checkpoints, abstract, best_step, saved_steps
+from wmtp_jax.training.initial import initial_params
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.run import Run, check_directory, write_run_files
-from wmtp_jax.training.step import (
-    TrainState,
-    init_state,
-    make_eval_step,
-    make_train_step,
-    validation_metrics,
-)
+from wmtp_jax.training.scoring import make_scorer
+from wmtp_jax.training.step import TrainState, init_state, make_train_step, split_params
 from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun
+from wmtp_jax.training.validation import critic_metrics, make_eval_step, validation_metrics
+from wmtp_jax.weighting.td import initial_whitening
 
 
 def fit(run: Run) -> dict[str, Any]:
@@ -84,11 +83,13 @@ def fit(run: Run) -> dict[str, Any]:
         "val/loss": final["val/loss"],
         "best_val/loss": validation["val/loss"],
         "validation": validation,
-        "unigram": unigram_cross_entropy(run),
+        "unigram": unigram_cross_entropy(run) if run.objective.n_heads else [],
         "tokens_trained": progress["tokens"],
         "tokens_per_second": progress["tokens"] / progress["seconds"],
         "seconds": time.perf_counter() - started,
-        "left_out_too_long": run.reports["train"].left_out_too_long,
+        "left_out_too_long": run.train.report.left_out_too_long,
+        "skipped_steps": progress.get("skipped", 0),
+        "batches_without_target": progress.get("empty", 0),
     }
 
 
@@ -96,20 +97,19 @@ class _Trainer:
     """The compiled functions of a run and the placement of what they work on."""
 
     def __init__(self, run: Run, mesh: Mesh):
-        settings, model = run.settings, run.settings.model
-        n_heads = run.config.n_future_tokens
+        settings, model, objective = run.settings, run.settings.model, run.objective
         self.run, self.mesh = run, mesh
-        graphdef, self.shapes = store.build(
-            run.config,
-            dtype=model.compute_dtype,
-            param_dtype=model.param_dtype,
-            remat=settings.training.remat,
-            unroll=settings.training.unroll_layers,
-        )
+        options = {
+            "dtype": model.compute_dtype,
+            "param_dtype": model.param_dtype,
+            "remat": settings.training.remat,
+            "unroll": settings.training.unroll_layers,
+        }
+        graphdef, self.shapes = store.build(run.config, **options)
         assert run.schedule.total_steps is not None
         rate = learning_rate_schedule(settings.training, run.schedule.total_steps)
-        self.optimizer = make_optimizer(settings.training, rate)
-        self.shardings = state_shardings(self.shapes, self.optimizer, mesh)
+        self.optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
+        self.shardings = state_shardings(self.shapes, self.optimizer, mesh, self.trains)
         self.target = abstract(jax.eval_shape(self._init, self.shapes), self.shardings)
         # Micro-batches come first: (A, B, S) is split over devices by B.
         self.batch_sharding = batch_sharding(mesh, batch_axis=1)
@@ -117,14 +117,18 @@ class _Trainer:
         replicated = NamedSharding(mesh, P())
         self.eval_rows = settings.training.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
         accumulation, length = settings.training.gradient_accumulation_steps, settings.dataset.max_length
-        train_rows = _row_shapes(accumulation, run.schedule.rows_per_step // accumulation, length)
-        eval_rows = _row_shapes(self.eval_rows, length)
+        train_rows = _row_shapes(
+            (accumulation, run.schedule.rows_per_step // accumulation, length),
+            outcomes=objective.needs_outcomes,
+            scores=objective.needs_scores,
+        )
+        eval_rows = _row_shapes((self.eval_rows, length), outcomes=run.validation.rows.outcomes is not None)
         started = time.perf_counter()
         # Every placement is pinned: an unpinned step compiles twice, and may replicate.
         self.step = (
             jax.jit(
-                make_train_step(graphdef, self.optimizer, rate, run.stage, n_heads),
-                in_shardings=(self.shardings, Rows(*[self.batch_sharding] * 3)),
+                make_train_step(graphdef, self.optimizer, rate, objective, self.trains),
+                in_shardings=(self.shardings, train_rows.map(lambda _: self.batch_sharding)),
                 out_shardings=(self.shardings, replicated),
                 donate_argnums=0,
             )
@@ -133,36 +137,56 @@ class _Trainer:
         )
         self.eval_step = (
             jax.jit(
-                make_eval_step(graphdef, n_heads),
-                in_shardings=(self.shardings.params, Rows(*[self.eval_sharding] * 3)),
-                out_shardings=replicated,
+                make_eval_step(graphdef, objective),
+                in_shardings=(self.shardings.params, eval_rows.map(lambda _: self.eval_sharding)),
+                out_shardings=(replicated, replicated),
             )
             .lower(self.target.params, eval_rows)
             .compile()
         )
+        self._score = self._frozen = None
+        if objective.needs_scores and run.train.rows.scores is None:
+            assert run.scorer is not None
+            assert run.stage.scorer is not None
+            frozen_graphdef, frozen_shapes = store.build(run.scorer.config, **{**options, "remat": False})
+            self._frozen = load_params(run.scorer, frozen_shapes, mesh)
+            self._score = jax.jit(make_scorer(frozen_graphdef, run.stage.scorer), out_shardings=self.batch_sharding)
         err.print(f"compiled in {time.perf_counter() - started:.1f} s", highlight=False)
 
+    def trains(self, name: str) -> bool:
+        """Whether a parameter is updated, by its dotted name."""
+        if self.run.stage.trains == "values" and self.run.settings.critic.train == "head":
+            return name.startswith("value_head.")
+        return self.run.objective.trains(name)
+
+    def scored(self, rows: Rows) -> Rows:
+        """Rows on the devices with the frozen model's scores, where they do not bring them along."""
+        if self._score is None:
+            return rows
+        return rows._replace(scores=self._score(self._frozen, rows.tokens, rows.segment_ids))
+
     def _init(self, params: Any) -> TrainState:
-        return init_state(params, self.optimizer)
+        return init_state(params, self.optimizer, self.trains)
 
     def fresh_state(self) -> TrainState:
         """The state before the first update: loaded or random weights, an empty optimizer."""
-        model = self.run.settings.model
-        if self.run.source is None:
-            seed = self.run.settings.runtime.seed
-            params = store.random_params(self.run.config, seed, model.param_dtype, self.mesh)
-        else:
-            params = load_params(self.run.source, self.shapes, self.mesh)
+        params = initial_params(self.run, self.mesh)
         return jax.jit(self._init, out_shardings=self.shardings, donate_argnums=0)(params)
 
     def validate(self, params: Any) -> dict[str, float]:
-        """Unweighted loss of each head over all validation rows."""
-        totals = None
-        for rows in validation_batches(self.run.validation, self.eval_rows):
-            batch = self.eval_step(params, jax.device_put(rows, self.eval_sharding))
-            totals = batch if totals is None else jax.tree.map(jnp.add, totals, batch)
+        """Validation metrics over all validation rows."""
+        totals, values = None, []
+        rows = self.run.validation.rows
+        for part in validation_batches(rows, self.eval_rows):
+            sums, values_BS = self.eval_step(params, jax.device_put(part, self.eval_sharding))
+            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+            values.append(values_BS)
         assert totals is not None
-        return validation_metrics(*totals)
+        metrics = validation_metrics(totals)
+        if self.run.stage.trains == "values":
+            values_RS = np.concatenate(jax.device_get(values))[: len(rows.tokens)]
+            metrics |= critic_metrics(values_RS, rows, self.run.validation_problems)
+        return metrics
 
 
 def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: int) -> None:
@@ -170,12 +194,14 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
     settings, last_step = run.settings, run.schedule.last_step
     assert last_step is not None
     batches = training_batches(
-        run.train,
+        run.train.rows,
         rows_per_step=run.schedule.rows_per_step,
         accumulation=settings.training.gradient_accumulation_steps,
         seed=settings.data_sampling.seed,
         first_step=first_step,
         last_step=last_step,
+        rows_per_unit=run.train.rows_per_unit,
+        order=_curriculum(run),
     )
     keep = settings.checkpoint.save_total_limit
     with contextlib.ExitStack() as stack:
@@ -197,7 +223,7 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
         ahead = _to_device(batches, trainer.batch_sharding)
         for step in range(first_step + 1, last_step + 1):
             rows, on_device, waited = next(ahead)
-            state, metrics = trainer.step(state, on_device)
+            state, metrics = trainer.step(state, trainer.scored(on_device))
             in_flight.append((step, metrics, rows, waited))
             save = step in run.schedule.save_steps
             # The device works on this step while the one before is logged.
@@ -215,7 +241,8 @@ class _Logger:
     """Turns the figures of finished steps into records; keeps the totals of the run."""
 
     def __init__(self, run: Run, file: MetricsFile, mlflow: MlflowRun | None, progress: dict[str, Any]):
-        self.progress = dict(progress)
+        self.progress = {"skipped": 0, "empty": 0, **progress}
+        self._warned = False
         self._run, self._file, self._mlflow = run, file, mlflow
         self._peak = matmul_peak(run.settings.model.compute_dtype) * run.schedule.devices
 
@@ -228,30 +255,60 @@ class _Logger:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        if not math.isfinite(values["train/loss"]) or not math.isfinite(values["train/grad_norm"]):
-            raise Failure(
-                f"step {step}: train/loss is {values['train/loss']}, train/grad_norm {values['train/grad_norm']}; "
-                f"stopped. Earlier checkpoints in {self._run.directory} are untouched. Lower "
-                "training.learning_rate or training.max_grad_norm, or raise training.warmup_ratio."
-            )
+        self._check_finite(step, values)
         tokens = int(values.pop("train/tokens"))
         self.progress["tokens"] += tokens
         self.progress["seconds"] += seconds
+        self.progress["skipped"] = int(values["train/skipped_steps"])
+        self.progress["empty"] += values["train/target_tokens"] == 0
         values |= {
             "perf/step_seconds": seconds,
             "perf/tokens_per_second": tokens / seconds,
-            "perf/model_flops_utilization": model_flops(self._run.config, rows) / seconds / self._peak,
+            "perf/model_flops_utilization": self._flops(rows) / seconds / self._peak,
             "perf/data_wait_fraction": min(waited / seconds, 1.0),
             "system/device_memory_gb": device_memory_gb(),
         }
         if step % self._run.settings.tracking.log_every_steps == 0:
             self._record(step, values)
+        if values.get("train/weight_clipped_fraction") == 1.0 and not self._warned:
+            self._warned = True
+            err.print(
+                f"[yellow]step {step}: every token weight is clipped[/], so the weighting says nothing; raise "
+                "weighting.beta, or widen weighting.weight_clip_min and weighting.weight_clip_max",
+                highlight=False,
+                soft_wrap=True,
+            )
         return f"loss {values['train/loss']:.3f}, {tokens / seconds:,.0f} tokens/s"
+
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        """Counts skipped updates aloud, and stops where there are too many in a row."""
+        in_a_row = int(values.pop("train/skipped_in_a_row"))
+        if not in_a_row:
+            return
+        settings = self._run.settings
+        figures = f"train/loss is {values['train/loss']}, train/grad_norm {values['train/grad_norm']}"
+        err.print(f"[yellow]step {step} skipped:[/] {figures}", highlight=False)
+        if in_a_row > settings.training.max_skipped_steps:
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            raise Failure(
+                f"step {step}: {figures}; {in_a_row} updates in a row were skipped, more than "
+                f"training.max_skipped_steps {settings.training.max_skipped_steps}; stopped. Not finite: "
+                f"{', '.join(bad)}. Earlier checkpoints in {self._run.directory} are untouched. If it came on after "
+                "good steps, lower training.learning_rate or training.max_grad_norm, or raise training.warmup_ratio; "
+                "if it was there from the first step, look for NaN in the model (`python -m conversion inspect`) and "
+                "in weighting.scores."
+            )
+
+    def _flops(self, rows: Rows) -> float:
+        objective = self._run.objective
+        frozen = self._run.stage.trains == "values" and self._run.settings.critic.train == "head"
+        return model_flops(self._run.config, rows, n_heads=objective.n_heads, backward=not frozen)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         self._record(step, values)
 
     def _record(self, step: int, values: dict[str, float]) -> None:
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
         self._file.log(step, values)
         if self._mlflow:
             self._mlflow.log(step, values)
@@ -262,10 +319,11 @@ def unigram_cross_entropy(run: Run) -> list[float]:
 
     The simplest model there is (add-one smoothing): a head that has learned anything is below it.
     """
-    seen = np.bincount(run.train.tokens[run.train.loss_mask], minlength=run.config.vocab_size) + 1
+    train = run.train.rows
+    seen = np.bincount(train.tokens[train.loss_mask], minlength=run.config.vocab_size) + 1
     cost = -np.log(seen / seen.sum())
     n_heads = run.config.n_future_tokens
-    targets, valid = map(np.asarray, mtp_targets(*run.validation, n_heads))
+    targets, valid = map(np.asarray, mtp_targets(*run.validation.rows[:3], n_heads))
     return [float(cost[targets[..., k][valid[..., k]]].mean()) for k in range(n_heads)]
 
 
@@ -283,21 +341,41 @@ def _to_device(batches: Iterator[Rows], sharding: NamedSharding) -> Iterator[tup
         pending = rows, jax.device_put(rows, sharding), waited
 
 
-def _row_shapes(*shape: int) -> Rows:
-    integers = jax.ShapeDtypeStruct(shape, jnp.int32)
-    return Rows(integers, integers, jax.ShapeDtypeStruct(shape, jnp.bool_))
+def _row_shapes(shape: tuple[int, ...], *, outcomes: bool = False, scores: bool = False) -> Rows:
+    integers, floats = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32)
+    return Rows(
+        integers,
+        integers,
+        jax.ShapeDtypeStruct(shape, jnp.bool_),
+        floats if outcomes else None,
+        floats if scores else None,
+    )
 
 
-def state_shardings(shapes: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def _curriculum(run: Run) -> np.ndarray | None:
+    """The order of units under ``data_sampling.curriculum``; None without one."""
+    curriculum, bins = run.settings.data_sampling.curriculum, run.train.bins
+    if curriculum is None or bins is None:
+        return None
+    assert run.schedule.total_steps is not None
+    phases = [(phase.until, np.array([phase.weights[name] for name in curriculum.bins])) for phase in curriculum.phases]
+    per_step = run.schedule.rows_per_step // run.train.rows_per_unit
+    return curriculum_order(bins, phases, run.schedule.total_steps, per_step, run.settings.data_sampling.seed)
+
+
+def state_shardings(
+    shapes: Any, optimizer: optax.GradientTransformation, mesh: Mesh, trains: Callable[[str], bool]
+) -> TrainState:
     """Placement of the state: the optimizer's moments lie where their parameters lie."""
-    placement = parameter_shardings(shapes, mesh)
     replicated = NamedSharding(mesh, P())
-    state = jax.eval_shape(optimizer.init, shapes)
+    trained, _ = split_params(shapes, trains)
+    state = jax.eval_shape(optimizer.init, trained)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, place: place,
         state,
-        placement,
+        parameter_shardings(trained, mesh),
         transform_non_params=lambda _: replicated,
     )
-    return TrainState(replicated, placement, opt_state)
+    whitening = jax.tree.map(lambda _: replicated, initial_whitening())
+    return TrainState(replicated, parameter_shardings(shapes, mesh), opt_state, whitening, replicated, replicated)

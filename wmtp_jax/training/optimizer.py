@@ -22,12 +22,32 @@ def learning_rate_schedule(settings: TrainingSettings, total_steps: int) -> opta
     return optax.join_schedules([rise, decay], [warmup])
 
 
-def make_optimizer(settings: TrainingSettings, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping to a global norm, then AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+def make_optimizer(
+    settings: TrainingSettings, schedule: optax.Schedule, head_rate: float | None = None
+) -> optax.GradientTransformation:
+    """Clipping to a global norm, then AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101).
+
+    Args:
+      settings: of the run.
+      schedule: learning rate by update.
+      head_rate: peak learning rate of the value head, whose schedule has the same form; None: as all else.
+    """
+    ratio = 1.0 if head_rate is None else head_rate / settings.learning_rate
+
+    def head_scaled(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        """AdamW's update is proportional to the rate, weight decay included: scaling it is another rate."""
+        del params
+
+        def scaled(path: tuple[object, ...], update: jax.Array) -> jax.Array:
+            return update * ratio if parameter_name(path).startswith("value_head.") else update
+
+        return jax.tree_util.tree_map_with_path(scaled, updates)
 
     def decayed(params: optax.Params) -> optax.Params:
-        """Weight decay shrinks matrices; the scale of a norm has no direction to shrink to."""
-        return jax.tree_util.tree_map_with_path(lambda path, _: not parameter_name(path).endswith("scale"), params)
+        """Weight decay shrinks matrices; the scale of a norm or a bias has no direction to shrink to."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not parameter_name(path).endswith(("scale", "bias")), params
+        )
 
     def like_params(grads: optax.Updates, params: optax.Params | None) -> optax.Updates:
         """Clipped in float32, then in the type of the parameters, which AdamW's moments share."""
@@ -44,4 +64,5 @@ def make_optimizer(settings: TrainingSettings, schedule: optax.Schedule) -> opta
             weight_decay=settings.weight_decay,
             mask=decayed,
         ),
+        optax.stateless(head_scaled) if ratio != 1.0 else optax.identity(),
     )

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,27 @@ import numpy as np
 import yaml
 
 from wmtp_jax.config import Settings, as_yaml, flatten, read_environment
-from wmtp_jax.data.batches import RowReport, build_rows, count_steps
-from wmtp_jax.data.pack import Rows
-from wmtp_jax.data.sample import draw
+from wmtp_jax.data.batches import RowSet, build_rows, count_steps
+from wmtp_jax.data.sample import assign_bins
 from wmtp_jax.data.store import data_fingerprint, open_split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import check_name
-from wmtp_jax.load import ModelSource, find_model, split_step
+from wmtp_jax.load import ModelSource, split_step
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import resolve_shape
 from wmtp_jax.training.checkpoints import saved_steps
+from wmtp_jax.training.inputs import (
+    draw_examples,
+    find_architecture,
+    find_scorer,
+    find_tokenizer,
+    open_scores,
+    scorer_path,
+)
+from wmtp_jax.training.objective import Objective, make_objective
+from wmtp_jax.training.scoring import model_fingerprint
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.training.tracking import MLFLOW_FILE
 
@@ -53,6 +63,9 @@ _FREE = (
     "dataset.path",
     "model.path",
     "model.tokenizer",
+    "experiment.critic_checkpoint",
+    "experiment.reference_model",
+    "weighting.scores",
 )
 
 
@@ -85,7 +98,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything `wmtp_jax.training.loop.fit` needs; nothing has been written yet."""
+    """Everything `wmtp_jax.training.loop.fit` needs; nothing has been written yet.
+
+    Attributes:
+      stage, settings: what was asked for.
+      directory: the run directory.
+      config: architecture of the model that is trained.
+      source: where its weights come from; None: random ones.
+      tokenizer: of the model.
+      train, validation: rows of tokens.
+      validation_problems: the problem of each document of each validation row.
+      schedule, objective: sizes of the run, and what an update minimises.
+      scorer: the critic or the reference, where the stage has one.
+      fingerprint, scorer_fingerprint: of the data set, and of the frozen model whose scores are used.
+    """
 
     stage: Stage
     settings: Settings
@@ -93,11 +119,14 @@ class Run:
     config: ModelConfig
     source: ModelSource | None
     tokenizer: Any
-    train: Rows
-    validation: Rows
-    reports: dict[str, RowReport]
+    train: RowSet
+    validation: RowSet
+    validation_problems: list[list[int]]
     schedule: Schedule
+    objective: Objective
+    scorer: ModelSource | None
     fingerprint: str
+    scorer_fingerprint: str | None
 
 
 def run_directory(stage: Stage, settings: Settings) -> Path:
@@ -146,76 +175,55 @@ def plan_schedule(settings: Settings, rows: int | None, exact: bool) -> Schedule
     )
 
 
-def find_architecture(settings: Settings) -> tuple[ModelConfig, ModelSource | None]:
-    """The model's architecture, and where its weights are (None: random weights).
-
-    Raises:
-      UserError: the model is absent and no architecture is given, or the two differ.
-    """
-    expected = settings.model.architecture
-    if settings.model.path is None:
-        assert expected is not None  # config.py checks it
-        return _with_heads(expected), None
-    source = find_model(settings.model.path)
-    if expected is not None and expected != source.config:
-        raise UserError(
-            f"model.architecture is not that of {settings.model.path}:\n  settings: {expected}\n  "
-            f"found:    {source.config}\nMend or remove model.architecture."
-        )
-    return _with_heads(source.config), source
-
-
-def _with_heads(config: ModelConfig) -> ModelConfig:
-    if not config.n_future_tokens:
-        raise UserError("the model gives values only (n_future_tokens is 0); this stage needs one that predicts tokens")
-    return config
-
-
-def find_tokenizer(settings: Settings, source: ModelSource | None) -> Path:
-    """Folder of the tokenizer: the one named, the model's own, or the data set's."""
-    if settings.model.tokenizer is not None:
-        return settings.model.tokenizer
-    if source is not None and source.tokenizer is not None:
-        return source.tokenizer
-    if source is not None and source.foreign and (source.directory / "tokenizer.model").is_file():
-        raise UserError(
-            f"{source.directory}: its tokenizer.model needs a config; make a model directory with "
-            "`python -m conversion import` first, or name a tokenizer as model.tokenizer"
-        )
-    return settings.dataset.path / "tokenizer"
-
-
 def build_run(stage: Stage, settings: Settings) -> Run:
     """Reads and checks everything a run needs.
 
     Raises:
       UserError: anything is missing or does not fit; nothing has been written then.
     """
-    config, source = find_architecture(settings)
-    splits = {name: open_split(settings.dataset.path, name) for name in ("train", "valid")}
+    config, source = find_architecture(stage, settings)
+    scorer_path(stage, settings)  # settings that contradict each other are named before anything long
+    sampling, dataset = settings.data_sampling, settings.dataset
+    splits = {name: open_split(dataset.path, name) for name in ("train", "valid")}
     tokenizer = load_tokenizer(find_tokenizer(settings, source))
     read_environment()  # a broken .env is found now, not after the model is loaded
-    sampling, dataset = settings.data_sampling, settings.dataset
-    rows, reports = {}, {}
+    scorer = find_scorer(stage, settings, config, tokenizer)
+    fingerprint = data_fingerprint(dataset.path)
+    # Which fields the rows need does not depend on the sizes of the run.
+    needs = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
+    score_file = open_scores(stage, settings, scorer, tokenizer, fingerprint)
+    sets = {}
     for name, setting in (("train", "n_samples"), ("valid", "n_validation_samples")):
         split = splits[name]
-        wanted = split.is_correct if stage.correct_only else np.ones(len(split), bool)
-        kind = "correct solutions" if stage.correct_only else "solutions"
-        chosen = draw(
-            np.flatnonzero(wanted),
-            getattr(sampling, setting),
-            sampling.seed,
-            f"{kind} in {split.path}",
-            f"data_sampling.{setting}",
-        )
-        rows[name], reports[name] = build_rows(
+        chosen = draw_examples(stage, settings, split, f"data_sampling.{setting}")
+        bins = None
+        if name == "train" and sampling.curriculum is not None:
+            bins = assign_bins(split.difficulty[chosen].reshape(len(chosen), -1)[:, 0], sampling.curriculum.bins)
+            if not (bins >= 0).any():
+                raise UserError(
+                    f"data_sampling.curriculum: no example of {split.path} has a difficulty in any bin; change "
+                    "data_sampling.curriculum.bins or leave data_sampling.curriculum out"
+                )
+            chosen, bins = chosen[bins >= 0], bins[bins >= 0]
+        sets[name] = build_rows(
             split,
             chosen,
             tokenizer,
             max_length=dataset.max_length,
             packing=dataset.packing,
             vocab_size=config.vocab_size,
+            outcomes=needs.needs_outcomes if name == "train" else stage.trains == "values",
+            scores=partial(score_file.of, name, limit=dataset.max_length) if score_file and name == "train" else None,
+            bins=bins,
         )
+    train, validation = sets["train"], sets["valid"]
+    schedule = plan_schedule(settings, len(train.rows.tokens), exact=True)
+    assert schedule.total_steps is not None
+    if train.rows_per_unit > 1 and settings.training.batch_size % train.rows_per_unit:
+        raise UserError(
+            f"training.batch_size is {settings.training.batch_size}; it must be even, because a pair takes two rows"
+        )
+    uses_scores = needs.needs_scores and scorer is not None
     return Run(
         stage=stage,
         settings=settings,
@@ -223,11 +231,20 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         config=config,
         source=source,
         tokenizer=tokenizer,
-        train=rows["train"],
-        validation=rows["valid"],
-        reports=reports,
-        schedule=plan_schedule(settings, len(rows["train"].tokens), exact=True),
-        fingerprint=data_fingerprint(dataset.path),
+        train=train,
+        validation=validation,
+        validation_problems=[[int(splits["valid"].problem[i]) for i in row] for row in validation.documents],
+        schedule=schedule,
+        objective=make_objective(
+            stage,
+            settings,
+            config.n_future_tokens,
+            total_steps=schedule.total_steps,
+            n_documents=max(train.documents_per_row, validation.documents_per_row),
+        ),
+        scorer=scorer,
+        fingerprint=fingerprint,
+        scorer_fingerprint=model_fingerprint(scorer) if uses_scores and scorer else None,
     )
 
 
@@ -246,14 +263,18 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
         missing.append(f"the model is not at {settings.model.path}")
     if not settings.dataset.path.exists():
         missing.append(f"the data set is not at {settings.dataset.path}")
+    frozen, setting = scorer_path(stage, settings)
+    if frozen is not None and not split_step(frozen)[0].exists():
+        missing.append(f"the {stage.scorer} is not at {frozen} ({setting})")
     if not missing:
         run = build_run(stage, settings)
         return run.config, run.schedule, missing
     config = settings.model.architecture
-    if model_there:
-        config, _ = find_architecture(settings)
-    if config is None:
+    if not model_there and config is None:
         raise UserError(f"{missing[0]}, and model.architecture is not set: there is nothing to count")
+    if not model_there:  # counted as it is described
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": None})})
+    config, _ = find_architecture(stage, settings)
     # One sample a row: exact without packing (unless some are too long), an upper bound with it.
     return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), missing
 
@@ -314,14 +335,15 @@ def _record(run: Run) -> dict[str, Any]:
         "stage": run.stage.name,
         "data_fingerprint": run.fingerprint,
         "rows_per_step": run.schedule.rows_per_step,
-        "rows_sha256": _hash_rows(run.train, run.validation),
+        "rows_sha256": _hash_rows(run.train.rows, run.validation.rows),
+        "scorer_fingerprint": run.scorer_fingerprint,
     }
 
 
-def _hash_rows(*splits: Rows) -> str:
+def _hash_rows(*splits: Any) -> str:
     digest = hashlib.sha256()
     for rows in splits:
-        for field in rows:
+        for field in jax.tree.leaves(rows):
             digest.update(np.ascontiguousarray(field).data)
     return digest.hexdigest()
 
@@ -331,6 +353,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     return {
         "stage": record.get("stage"),
         "data fingerprint": record.get("data_fingerprint"),
+        "fingerprint of the critic or reference": record.get("scorer_fingerprint"),
         "tokens (examples, tokenizer, packing)": record.get("rows_sha256"),
         "rows per step (training.batch_size x training.gradient_accumulation_steps x runtime.mesh.data x "
         "runtime.mesh.fsdp)": record.get("rows_per_step"),
@@ -360,6 +383,8 @@ def write_run_files(run: Run) -> None:
         run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
         origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
         facts: dict[str, Any] = {"start": origin, "stage": run.stage.name}
+        if run.scorer:
+            facts[str(run.stage.scorer)] = str(run.scorer.directory)
         if run.source:
             facts["start_source"] = run.source.description.source
         store.write_description(directory, run.config, facts)

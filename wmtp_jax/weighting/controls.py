@@ -7,7 +7,32 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from wmtp_jax.weighting.td import moments
+from wmtp_jax.weighting.tokens import masked_mean
+
+CONTROLS = ("random_matched", "shuffled")
+
+
+def replaced(
+    control: str | None,
+    weights_BS: Array,
+    mask_BS: Array,
+    segment_ids_BS: Array,
+    key: Array,
+    clip_min: float,
+    clip_max: float,
+) -> Array:
+    """The weights of a scheme, or what a control puts in their place.
+
+    Raises:
+      ValueError: ``control`` is unknown.
+    """
+    if control is None:
+        return weights_BS
+    if control == "random_matched":
+        return random_matched(weights_BS, mask_BS, key, clip_min, clip_max)
+    if control == "shuffled":
+        return shuffled(weights_BS, mask_BS, segment_ids_BS, key)
+    raise ValueError(f"control is {control!r}; it must be one of {', '.join(CONTROLS)}")
 
 
 def random_matched(weights_BS: Array, mask_BS: Array, key: Array, clip_min: float, clip_max: float) -> Array:
@@ -19,8 +44,9 @@ def random_matched(weights_BS: Array, mask_BS: Array, key: Array, clip_min: floa
       key: of the draw.
       clip_min, clip_max: bounds of a weight.
     """
-    mean, std = moments(weights_BS, mask_BS, ddof=0)
-    mean = jnp.maximum(mean, jnp.finfo(jnp.float32).tiny)
+    mean = masked_mean(weights_BS, mask_BS)
+    std = jnp.sqrt(masked_mean(jnp.square(weights_BS - mean), mask_BS))
+    mean = jnp.maximum(mean, 1e-30)
     variance = jnp.log1p(jnp.square(std / mean))  # of the logarithm
     normal_BS = jax.random.normal(key, weights_BS.shape)
     drawn_BS = jnp.exp(jnp.log(mean) - variance / 2 + jnp.sqrt(variance) * normal_BS)

@@ -8,6 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from wmtp_jax.losses.mtp import at_targets
+from wmtp_jax.weighting.controls import replaced
+from wmtp_jax.weighting.tokens import Metrics, Tokens, Whitening, masked_mean, weight_metrics
+
 MODES = ("signed", "absolute", "difficult")
 
 
@@ -56,3 +60,51 @@ def soft_weights(scores_BSn: Array, valid_BSn: Array, temperature: float) -> Arr
     # A head without a target would be a softmax over nothing.
     shares_BSn = jax.nn.softmax(jnp.where(counts_n > 0, logits_BSn, 0.0), axis=(0, 1))
     return jnp.where(valid_BSn, shares_BSn * counts_n, 0.0)
+
+
+def weigh(
+    tokens: Tokens,
+    state: Whitening,
+    *,
+    control: str | None = None,
+    mode: str = "signed",
+    selection: str = "hard",
+    k_percent: float = 0.6,
+    temperature: float = 1.0,
+) -> tuple[Array, Whitening, Metrics]:
+    """Rho-1 weights of a batch, (B, S, n) float32.
+
+    Args:
+      tokens: with token losses, and the reference's losses as scores.
+      state: is given back as it is.
+      control: `wmtp_jax.weighting.controls.CONTROLS`, or None.
+      selection: ``hard`` or ``soft``.
+      mode, k_percent, temperature: of the functions above.
+    """
+    valid_BSn = tokens.valid_BSn
+    n_heads = valid_BSn.shape[-1]
+    reference_ce_BSn = at_targets(tokens.scores_BS, n_heads)
+    scores_BSn = selection_scores(tokens.ce_BSn, reference_ce_BSn, mode)
+    if selection == "soft":
+        weights_BSn = soft_weights(scores_BSn, valid_BSn, temperature)
+    else:
+        weights_BSn = hard_weights(scores_BSn, valid_BSn, k_percent)
+    by_head = [
+        replaced(
+            control,
+            weights_BSn[..., k],
+            valid_BSn[..., k],
+            tokens.segment_ids_BS,
+            jax.random.fold_in(tokens.key, k),
+            0.0,
+            jnp.inf,
+        )
+        for k in range(n_heads)
+    ]
+    weights_BSn = jnp.stack(by_head, axis=-1)
+    metrics = {
+        "train/excess_loss": masked_mean(tokens.ce_BSn - reference_ce_BSn, valid_BSn),
+        "train/selected_fraction": masked_mean(weights_BSn > 0, valid_BSn),
+        **weight_metrics(weights_BSn, valid_BSn),
+    }
+    return weights_BSn, state, metrics

@@ -6,29 +6,17 @@ Sutton & Barto 2018, section 6.1; generalised advantages: Schulman et al. 2016, 
 Shapes in names: B rows, S positions; everything stays inside a document.
 """
 
-from typing import Any, NamedTuple
-
 import jax.numpy as jnp
 from jax import Array
 
 from wmtp_jax.losses.documents import before, goes_on, reverse_affine_scan
+from wmtp_jax.losses.mtp import at_targets
+from wmtp_jax.weighting.controls import replaced
+from wmtp_jax.weighting.tokens import Metrics, Tokens, Whitening, masked_mean, weight_metrics
 
 NEUTRAL_VALUE = 0.5  # V before anything was read
 TERMINALS = ("outcome", "reference")
 _EPSILON = 1e-8
-
-
-class Whitening(NamedTuple):
-    """Moving averages of the mean and the standard deviation of d, part of the training state.
-
-    Attributes:
-      mean, std: float32 ().
-      count: int32 (), updates that went into them.
-    """
-
-    mean: Any
-    std: Any
-    count: Any
 
 
 def initial_whitening() -> Whitening:
@@ -150,3 +138,53 @@ def td_weights(
     if statistics is not None:
         weights_BS = jnp.where(jnp.sum(response_BS) > 1, weights_BS, 1.0)
     return jnp.where(response_BS, weights_BS, 0.0)
+
+
+def weigh(
+    tokens: Tokens,
+    state: Whitening,
+    *,
+    control: str | None = None,
+    advantage: str = "td",
+    terminal: str = "outcome",
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+    whiten: bool = True,
+    moving: bool = False,
+    momentum: float = 0.1,
+    warmup_steps: int = 10,
+    beta: float = 0.9,
+    clip_min: float = 0.1,
+    clip_max: float = 5.0,
+) -> tuple[Array, Whitening, Metrics]:
+    """TD weights of a batch, at the places that predict the tokens: (B, S, n) float32.
+
+    Args:
+      tokens: with values as scores.
+      state: moving averages; read before they are updated, whether they are used or not.
+      control: `wmtp_jax.weighting.controls.CONTROLS`, or None.
+      advantage: ``td`` or ``gae``.
+      whiten, moving: with statistics of this batch, or with the moving averages.
+      terminal, gamma, gae_lambda, momentum, warmup_steps, beta, clip_min, clip_max: of the functions above.
+    """
+    response_BS = tokens.response_BS
+    batch = tokens.scores_BS, tokens.outcomes_BS, response_BS, tokens.segment_ids_BS
+    if advantage == "gae":
+        d_BS = gae(*batch, gamma=gamma, gae_lambda=gae_lambda)
+    else:
+        d_BS = td_errors(*batch, gamma=gamma, terminal=terminal)
+    statistics = (state.mean, state.std) if moving else moments(d_BS, response_BS, ddof=1)
+    weights_BS = td_weights(
+        d_BS, response_BS, beta=beta, clip_min=clip_min, clip_max=clip_max, statistics=statistics if whiten else None
+    )
+    weights_BS = replaced(control, weights_BS, response_BS, tokens.segment_ids_BS, tokens.key, clip_min, clip_max)
+    mean, std = moments(d_BS, response_BS, ddof=0)
+    clipped_BS = (weights_BS <= clip_min) | (weights_BS >= clip_max)
+    metrics = {
+        "train/td_error_mean": mean,
+        "train/td_error_std": std,
+        "train/weight_clipped_fraction": masked_mean(clipped_BS, response_BS),
+        **weight_metrics(weights_BS, response_BS),
+    }
+    state = update_whitening(state, d_BS, response_BS, momentum=momentum, warmup_steps=warmup_steps)
+    return at_targets(weights_BS, tokens.valid_BSn.shape[-1]), state, metrics

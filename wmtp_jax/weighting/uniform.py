@@ -1,10 +1,11 @@
-"""Uniform weighting: every target counts the same (stage ``baseline``)."""
+"""Uniform weighting: every target counts the same (stages ``baseline`` and ``reference``, and a control)."""
 
 import jax.numpy as jnp
 from jax import Array
 
+from wmtp_jax.weighting.tokens import Metrics, Tokens, Whitening
 
-def uniform_weights(ce_BSn: Array, valid_BSn: Array) -> Array:
+
+def weigh(tokens: Tokens, state: Whitening) -> tuple[Array, Whitening, Metrics]:
     """Weight 1 for every target, (B, S, n) float32, 0 where there is none."""
-    del ce_BSn  # other schemes look at the losses
-    return valid_BSn.astype(jnp.float32)
+    return tokens.valid_BSn.astype(jnp.float32), state, {}

@@ -1,0 +1,281 @@
+"""Scores every token once with a frozen model: ``python -m wmtp_jax.score --model DIR --data DIR --output FILE``.
+
+A critic gives values, a reference cross-entropies. Training reads them with ``weighting.scores``. Starting
+again continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmtp_jax.console import Steps, err, out, print_json, table
+from wmtp_jax.errors import UserError, run_command
+
+EPILOG = """examples:
+  python -m wmtp_jax.score --model storage/checkpoints/critic/critic-micro --data storage/datasets_v2/mini \\
+      --output storage/scores/critic-micro.arrow --max-length 320
+  python -m wmtp_jax.score --model storage/checkpoints/reference/reference-micro --data storage/datasets_v2/mini \\
+      --output storage/scores/reference-micro.arrow --stage rho1 --config configs/rho1/micro.yaml
+
+With --stage, only the solutions that such a run draws are scored, up to its dataset.max_length."""
+DTYPES = ("float32", "bfloat16")
+_AT_ONCE = 512  # solutions that are tokenised, scored and written together
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parse(argv)
+    figures = _score(args)
+    if args.json:
+        print_json(figures)
+    else:
+        rows = [
+            ["solutions", f"{figures['solutions']:,}"],
+            ["left out (too long)", f"{figures['left_out_too_long']:,}"],
+            ["tokens", f"{figures['tokens']:,}"],
+            ["mean score", f"{figures['mean']:.4f}"],
+            ["time of this command", f"{figures['seconds']:.0f} s"],
+        ]
+        out.print(table(f"Scores of {figures['kind']} {args.model}", ["", ""], rows))
+        out.print(f"written to {args.output}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m wmtp_jax.score",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="run directory (its best step; @latest, @<step>) or model")
+    parser.add_argument("--data", type=Path, required=True, help="processed data set")
+    parser.add_argument("--output", type=Path, required=True, help="file of scores to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file of other scores")
+    parser.add_argument(
+        "--kind", choices=("critic", "reference"), help="values or cross-entropies (default: values, if it gives any)"
+    )
+    parser.add_argument("--stage", help="score only the training solutions of a run: of this stage, ...")
+    parser.add_argument(
+        "--config", type=Path, help="... with this settings file (default: the stage's production preset)"
+    )
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="a.b=value", help="... and this change; may be repeated"
+    )
+    parser.add_argument("--max-length", type=int, help="leave longer solutions out (default: 2048, or the run's)")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows a device reads at once (default: 8)")
+    parser.add_argument("--fsdp", type=int, default=1, help="devices that share the model's weights (default: 1)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of matrix products (default: float32)")
+    parser.add_argument("--param-dtype", choices=DTYPES, default="float32", help="of the weights in memory")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return parser.parse_args(argv)
+
+
+def _score(args: argparse.Namespace) -> dict[str, Any]:
+    import jax
+
+    from wmtp_jax.data.store import TOKENIZER, data_fingerprint, open_split
+    from wmtp_jax.data.tokenize import load_tokenizer
+    from wmtp_jax.load import find_model
+    from wmtp_jax.parallel.mesh import make_mesh
+    from wmtp_jax.training.scoring import ScoreFacts, check_scorer, model_fingerprint, tokenizer_fingerprint
+
+    started = time.perf_counter()
+    for name in ("batch_size", "fsdp", "max_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: it must be 1 or more")
+    source = find_model(args.model)
+    kind = args.kind or ("critic" if source.config.value_head else "reference")
+    check_scorer(source, kind, "--model")
+    split = open_split(args.data, "train")
+    chosen, max_length = _chosen(args, split)
+    tokenizer = load_tokenizer(source.tokenizer or args.data / TOKENIZER)
+    facts = ScoreFacts(
+        kind=kind,
+        model=model_fingerprint(source),
+        data=data_fingerprint(args.data),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        max_length=max_length,
+    )
+    # What a resumed command must have in common with the one before.
+    job = {**facts._asdict(), "solutions": len(chosen), "first_and_last": [int(chosen[0]), int(chosen[-1])]}
+    job |= {"dtype": args.dtype, "param_dtype": args.param_dtype}
+    if args.output.is_dir():
+        raise UserError(f"{args.output}: is a folder; --output names a file")
+    if args.output.exists() and not args.overwrite:
+        raise UserError(f"{args.output}: exists already; --overwrite replaces it")
+    parts = args.output.with_name(args.output.name + ".partial")
+    _prepare(parts, job)
+    chunks = [chosen[start : start + _AT_ONCE] for start in range(0, len(chosen), _AT_ONCE)]
+    missing = [number for number in range(len(chunks)) if not (parts / f"{number:06}.arrow").is_file()]
+    if len(missing) < len(chunks):
+        err.print(f"continuing: {len(chunks) - len(missing):,} of {len(chunks):,} parts are there", highlight=False)
+    try:
+        mesh = make_mesh((-1, args.fsdp, 1))
+    except ValueError as error:
+        raise UserError(f"--fsdp {args.fsdp}: {error}") from error
+    with jax.set_mesh(mesh), Steps(f"scoring {split.name}", len(chosen)) as progress:
+        scorer = _Scorer(source, kind, mesh, args, max_length, tokenizer) if missing else None
+        for number, chunk in enumerate(chunks):
+            if number in missing:
+                assert scorer is not None
+                _write_part(parts / f"{number:06}.arrow", split.name, *scorer(split, chunk))
+            progress.advance(len(chunk))
+    figures = _merge(parts, args.output, facts)
+    return {
+        "kind": kind,
+        **figures,
+        "left_out_too_long": len(chosen) - figures["solutions"],
+        "seconds": time.perf_counter() - started,
+        "output": str(args.output),
+    }
+
+
+def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int]:
+    """Numbers of the solutions to score, ascending, and the longest that counts."""
+    from wmtp_jax.config import load_settings, production_preset
+    from wmtp_jax.training.inputs import draw_examples
+    from wmtp_jax.training.stages import STAGES
+
+    if args.stage is None:
+        if args.config or args.override:
+            raise UserError("--config and --override describe a run: name its --stage too")
+        return np.arange(len(split)), args.max_length or 2048
+    if args.stage not in STAGES:
+        raise UserError(f"--stage {args.stage}: unknown stage; there is: {', '.join(STAGES)}")
+    settings = load_settings(args.config or production_preset(args.stage), args.override)
+    if args.max_length is not None:
+        raise UserError("--max-length: with --stage it is the run's dataset.max_length; leave it out")
+    chosen = draw_examples(STAGES[args.stage], settings, split, "data_sampling.n_samples")
+    return np.sort(chosen.reshape(-1)), settings.dataset.max_length
+
+
+class _Scorer:
+    """The frozen model, and the one compiled function over rows of it."""
+
+    def __init__(self, source: Any, kind: str, mesh: Any, args: argparse.Namespace, max_length: int, tokenizer: Any):
+        import jax
+
+        from wmtp_jax.load import load_params
+        from wmtp_jax.models import store
+        from wmtp_jax.parallel.sharding import batch_sharding
+        from wmtp_jax.training.scoring import make_scorer
+
+        graphdef, shapes = store.build(source.config, dtype=args.dtype, param_dtype=args.param_dtype)
+        self._params = load_params(source, shapes, mesh)
+        self._sharding = batch_sharding(mesh)
+        self._score = jax.jit(make_scorer(graphdef, kind))
+        self._rows = args.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
+        self._max_length, self._tokenizer, self._vocab_size = max_length, tokenizer, source.config.vocab_size
+
+    def __call__(self, split: Any, numbers: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Numbers of the solutions that are not too long, and the scores of their tokens."""
+        import jax
+
+        from wmtp_jax.data.batches import validation_batches
+        from wmtp_jax.data.pack import assign_rows, fill_rows
+        from wmtp_jax.data.tokenize import encode_examples
+
+        documents = encode_examples(self._tokenizer, split.read(numbers))
+        kept = [i for i, document in enumerate(documents) if len(document.tokens) <= self._max_length]
+        documents, numbers = [documents[i] for i in kept], numbers[kept]
+        if documents and (largest := max(int(d.tokens.max()) for d in documents)) >= self._vocab_size:
+            raise UserError(
+                f"the tokenizer gives token {largest}, but the model's vocabulary is {self._vocab_size} (ids below it)"
+            )
+        placement = assign_rows([len(document.tokens) for document in documents], self._max_length)
+        rows = fill_rows(documents, placement, self._max_length)
+        result: list[Any] = [None] * len(documents)
+        at = 0
+        for batch in validation_batches(rows, self._rows):
+            on_device = jax.device_put((batch.tokens, batch.segment_ids), self._sharding)
+            scores = jax.device_get(self._score(self._params, *on_device))
+            for row, of_row in zip(scores, placement[at : at + self._rows], strict=False):
+                start = 0
+                for i in of_row:
+                    end = start + len(documents[i].tokens)
+                    result[i] = row[start:end].astype(np.float32)
+                    start = end
+            at += self._rows
+        return numbers, result
+
+
+def _prepare(parts: Path, job: dict[str, Any]) -> None:
+    """Makes the folder of parts, or finds the one of the same job that was interrupted."""
+    note = parts / "job.json"
+    if parts.exists():
+        try:
+            same = json.loads(note.read_text()) == job
+        except (OSError, ValueError):
+            same = False
+        if same:
+            return
+        if note.exists():
+            err.print(f"{parts}: parts of other scores; they are removed", highlight=False)
+        elif any(parts.iterdir()):
+            raise UserError(f"{parts}: holds files that are not ours; remove it or name another --output")
+        shutil.rmtree(parts)
+    try:
+        parts.mkdir(parents=True)
+        note.write_text(json.dumps(job))
+    except OSError as error:
+        raise UserError(f"{parts}: cannot be written ({error.strerror})") from error
+
+
+def _schema(facts: Any = None) -> Any:
+    import pyarrow as pa
+
+    from wmtp_jax.training.scoring import FORMAT_VERSION
+
+    fields = [("split", pa.string()), ("row", pa.int64()), ("scores", pa.list_(pa.float32()))]
+    if facts is None:
+        return pa.schema(fields)
+    return pa.schema(fields, {"wmtp_jax": json.dumps({"format_version": FORMAT_VERSION, **facts._asdict()})})
+
+
+def _write_part(path: Path, split: str, numbers: np.ndarray, scores: list[np.ndarray]) -> None:
+    import pyarrow as pa
+
+    temporary = path.with_suffix(".writing")
+    columns = [pa.array([split] * len(numbers), pa.string()), pa.array(numbers, pa.int64())]
+    columns.append(pa.array(scores, pa.list_(pa.float32())))
+    with pa.ipc.new_file(str(temporary), _schema()) as writer:
+        writer.write(pa.record_batch(columns, schema=_schema()))
+    temporary.replace(path)
+
+
+def _merge(parts: Path, output: Path, facts: Any) -> dict[str, Any]:
+    """Writes the parts into one file, which appears whole; returns figures for the summary."""
+    import pyarrow as pa
+
+    temporary = parts / "whole.writing"
+    solutions = tokens = 0
+    total = 0.0
+    schema = _schema(facts)
+    with pa.ipc.new_file(str(temporary), schema) as writer:
+        for path in sorted(parts.glob("*.arrow")):
+            for batch in pa.ipc.open_file(pa.memory_map(str(path))).read_all().to_batches():
+                values = batch["scores"].values.to_numpy()
+                solutions, tokens, total = (
+                    solutions + len(batch),
+                    tokens + len(values),
+                    total + float(values.sum(dtype=float)),
+                )
+                writer.write(pa.record_batch(batch.columns, schema=schema))
+    if not solutions:
+        shutil.rmtree(parts)
+        raise UserError(f"every solution is longer than {facts.max_length} tokens; raise --max-length")
+    temporary.replace(output)
+    shutil.rmtree(parts)
+    return {"solutions": solutions, "tokens": tokens, "mean": total / tokens}
+
+
+if __name__ == "__main__":
+    run_command(main)

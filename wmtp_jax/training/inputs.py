@@ -1,0 +1,191 @@
+"""What a run reads: the model, its tokenizer, the critic or reference, the examples. Everything is checked here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmtp_jax.config import Settings
+from wmtp_jax.data.sample import draw_balanced, draw_correct, draw_pairs
+from wmtp_jax.data.store import Split
+from wmtp_jax.data.tokenize import load_tokenizer
+from wmtp_jax.errors import UserError
+from wmtp_jax.load import ModelSource, find_model
+from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.training.objective import chosen_scheme
+from wmtp_jax.training.scoring import ScoreFile, check_scorer, model_fingerprint, tokenizer_fingerprint
+from wmtp_jax.training.stages import Stage
+
+
+def find_architecture(stage: Stage, settings: Settings) -> tuple[ModelConfig, ModelSource | None]:
+    """The architecture that is trained, and where weights come from (None: random ones).
+
+    A value head is added where the stage trains one and the model brings none. A critic on the backbone of a
+    next-token model reads its last block: the only head joins the trunk.
+
+    Raises:
+      UserError: the model is absent and no architecture is given, the two differ, or it does not fit the stage.
+    """
+    expected, source = settings.model.architecture, None
+    if settings.model.path is None:
+        assert expected is not None  # config.py checks it
+        config = expected
+    else:
+        source = find_model(settings.model.path)
+        config = source.config
+        if expected is not None and dataclasses.replace(expected, value_head=config.value_head) != config:
+            raise UserError(
+                f"model.architecture is not that of {settings.model.path}:\n  settings: {expected}\n  "
+                f"found:    {config}\nMend or remove model.architecture."
+            )
+    if stage.trains == "tokens" and not config.n_future_tokens:
+        raise UserError("the model gives values only (n_future_tokens is 0); this stage needs one that predicts tokens")
+    if stage.next_token_only and config.n_future_tokens != 1:
+        raise UserError(
+            f"stage {stage.name} trains a next-token model, but this one has {config.n_future_tokens} heads; "
+            "give a model with n_future_tokens 1 (an imported LLaMA)"
+        )
+    if _trains_values(stage, settings) and config.value_head is None:
+        config = dataclasses.replace(config, value_head=settings.critic.value_head)
+    if stage.trains == "values" and config.n_future_tokens == 1:
+        config = dataclasses.replace(config, n_future_tokens=0)
+    return config, source
+
+
+def _trains_values(stage: Stage, settings: Settings) -> bool:
+    return stage.trains == "values" or (stage.scorer == "critic" and settings.weighting.critic == "joint")
+
+
+def scorer_path(stage: Stage, settings: Settings) -> tuple[Path | None, str]:
+    """Where the critic or the reference of a stage is (None: it needs none), and the setting that says so.
+
+    Raises:
+      UserError: the stage needs one and the setting is not there; or settings contradict the stage.
+    """
+    weighting = settings.weighting
+    if stage.schemes and chosen_scheme(stage, weighting) not in stage.schemes:
+        raise UserError(f"weighting.scheme: stage {stage.name} has {', '.join(stage.schemes)}, not {weighting.scheme}")
+    if not stage.schemes and weighting.scheme is not None:
+        raise UserError(f"weighting.scheme: stage {stage.name} weighs no tokens; leave it out")
+    setting = "experiment.critic_checkpoint" if stage.scorer == "critic" else "experiment.reference_model"
+    uniform = not stage.schemes or chosen_scheme(stage, weighting) == "uniform"
+    if stage.scorer is None or (uniform and not _trains_values(stage, settings)):
+        if weighting.scores is not None:
+            raise UserError(f"weighting.scores: stage {stage.name} with these settings reads no scores; leave it out")
+        return None, setting
+    if weighting.scores is not None and _trains_values(stage, settings):
+        raise UserError(
+            "weighting.scores are those of a frozen critic, but weighting.critic is joint: the critic goes on learning "
+            "and scores every batch itself; set weighting.critic=frozen or leave weighting.scores out"
+        )
+    experiment = settings.experiment
+    path = experiment.critic_checkpoint if stage.scorer == "critic" else experiment.reference_model
+    if path is None:
+        what = "the critic: a run of `--stage critic`" if stage.scorer == "critic" else "the reference model"
+        raise UserError(f"{setting} is missing: stage {stage.name} needs {what}, or a model directory")
+    return path, setting
+
+
+def find_scorer(stage: Stage, settings: Settings, config: ModelConfig, tokenizer: Any) -> ModelSource | None:
+    """The critic or the reference, checked against the model that is trained; None where the stage needs none.
+
+    Raises:
+      UserError: it is absent, cannot score, or has another vocabulary, tokenizer or (joint) architecture.
+    """
+    path, setting = scorer_path(stage, settings)
+    if path is None:
+        return None
+    source = find_model(path)
+    assert stage.scorer is not None
+    check_scorer(source, stage.scorer, setting)
+    if source.config.vocab_size != config.vocab_size:
+        raise UserError(
+            f"{setting}: {path} has a vocabulary of {source.config.vocab_size:,}, the trained model of "
+            f"{config.vocab_size:,}; both must read the same tokens"
+        )
+    theirs = tokenizer if source.tokenizer is None else load_tokenizer(source.tokenizer)
+    if tokenizer_fingerprint(theirs) != tokenizer_fingerprint(tokenizer):
+        raise UserError(
+            f"{setting}: {path} has another tokenizer than the trained model; both must read the same tokens"
+        )
+    if _trains_values(stage, settings):
+        bare = [dataclasses.replace(c, value_head=None) for c in (source.config, config) if c.n_future_tokens]
+        if len(bare) < 2 or bare[0] != bare[1] or source.config.value_head != config.value_head:
+            raise UserError(
+                f"{setting}: the critic's architecture is not the policy's, so its value head does not fit:\n"
+                f"  critic: {source.config}\n  policy: {config}\n"
+                "Train a critic on this policy, or set weighting.critic=frozen to use it as a model of its own"
+            )
+    return source
+
+
+def find_tokenizer(settings: Settings, source: ModelSource | None) -> Path:
+    """Folder of the tokenizer: the one named, the model's own, or the data set's."""
+    if settings.model.tokenizer is not None:
+        return settings.model.tokenizer
+    if source is not None and source.tokenizer is not None:
+        return source.tokenizer
+    if source is not None and source.foreign and (source.directory / "tokenizer.model").is_file():
+        raise UserError(
+            f"{source.directory}: its tokenizer.model needs a config; make a model directory with "
+            "`python -m conversion import` first, or name a tokenizer as model.tokenizer"
+        )
+    return settings.dataset.path / "tokenizer"
+
+
+def sampling_method(stage: Stage, settings: Settings, split: str) -> str:
+    """Which solutions are drawn: ``correct``, ``balanced`` or ``pairs``.
+
+    Heads are validated on correct solutions whatever they are trained on, so that all runs compare.
+    """
+    paired = stage.trains == "values" and settings.critic.loss_type == "pairwise"
+    if split == "valid":
+        return "correct" if stage.trains == "tokens" else "pairs" if paired else "balanced"
+    method = settings.data_sampling.method or ("pairs" if paired else stage.samples)
+    if stage.trains == "values" and method == "correct":
+        raise UserError(
+            "data_sampling.method is correct: a critic needs incorrect solutions too; use balanced or pairs"
+        )
+    if paired and method != "pairs":
+        raise UserError("critic.loss_type is pairwise: data_sampling.method must be pairs (or null)")
+    return method
+
+
+def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) -> np.ndarray:
+    """Numbers of the examples of a split that a run uses: (N,), or (N, 2) for pairs that stay side by side.
+
+    Raises:
+      UserError: there are fewer than ``setting`` asks for, or the method does not fit the stage.
+    """
+    sampling = settings.data_sampling
+    method = sampling_method(stage, settings, split.name)
+    n_samples = sampling.n_samples if split.name == "train" else sampling.n_validation_samples
+    if method == "correct":
+        return draw_correct(split, n_samples, sampling.seed, setting)
+    if method == "balanced":
+        ratio = sampling.correct_ratio if split.name == "train" else 0.5
+        return draw_balanced(split, n_samples, sampling.seed, setting, correct_ratio=ratio)
+    limit = sampling.max_pairs_per_problem
+    pairs = draw_pairs(split, n_samples, sampling.seed, setting, max_pairs_per_problem=limit)
+    # Only the pairwise loss needs the sides of a pair below each other.
+    side_by_side = stage.trains == "values" and settings.critic.loss_type == "pairwise"
+    return pairs if side_by_side else np.sort(pairs.reshape(-1))
+
+
+def open_scores(
+    stage: Stage, settings: Settings, scorer: ModelSource | None, tokenizer: Any, fingerprint: str
+) -> ScoreFile | None:
+    """The file of scores that the settings name, checked against model and data; None without one."""
+    if settings.weighting.scores is None or scorer is None or stage.scorer is None:
+        return None
+    file = ScoreFile(settings.weighting.scores)
+    file.check(
+        kind=stage.scorer,
+        data=fingerprint,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        model=model_fingerprint(scorer),
+    )
+    return file

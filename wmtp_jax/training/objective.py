@@ -1,0 +1,218 @@
+"""What one update minimises: weighted multi-token cross-entropy, the critic's loss, or both.
+
+Shapes in names: B rows, S positions, n heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from wmtp_jax.config import CriticSettings, Settings, WeightingSettings
+from wmtp_jax.data.pack import Rows
+from wmtp_jax.losses.cross_entropy import token_cross_entropy
+from wmtp_jax.losses.mtp import mtp_targets
+from wmtp_jax.losses.value import (
+    document_mean_sums,
+    huber_errors,
+    lambda_returns,
+    lambda_schedule,
+    pairwise_sums,
+    squared_errors,
+)
+from wmtp_jax.models.mtp import MTPTransformer
+from wmtp_jax.training.stages import Stage
+from wmtp_jax.weighting import rho1, td, uniform
+from wmtp_jax.weighting.controls import CONTROLS
+from wmtp_jax.weighting.tokens import Scheme
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    """The critic's loss.
+
+    Attributes:
+      kind: of `wmtp_jax.losses.value.VALUE_LOSSES`.
+      delta: of Huber's loss.
+      gamma, gae_lambda: of lambda returns; lambda by update.
+      include_prompt: prompt tokens count too.
+      n_documents: documents in the fullest row.
+      dropout: in the value head's hidden layers.
+    """
+
+    kind: str
+    delta: float
+    gamma: float
+    gae_lambda: optax.Schedule
+    include_prompt: bool
+    n_documents: int
+    dropout: float
+
+    def sums(self, values_BS: Array, rows: Rows, gae_lambda: Array | float) -> tuple[Array, Array]:
+        """Numerator and denominator over the documents (or pairs) of ``rows``; arrays (B, S)."""
+        segment_ids_BS = rows.segment_ids
+        mask_BS = (segment_ids_BS > 0) if self.include_prompt else rows.loss_mask.astype(bool)
+        if self.kind == "pairwise":
+            return pairwise_sums(values_BS, mask_BS, segment_ids_BS, self.n_documents)
+        targets_BS = rows.outcomes
+        if self.kind == "lambda_return":
+            targets_BS = lambda_returns(
+                values_BS, rows.outcomes, mask_BS, segment_ids_BS, gae_lambda=gae_lambda, gamma=self.gamma
+            )
+        if self.kind == "mse":
+            errors_BS = squared_errors(values_BS, targets_BS)
+        else:
+            errors_BS = huber_errors(values_BS, targets_BS, self.delta)
+        return document_mean_sums(errors_BS, mask_BS, segment_ids_BS, self.n_documents)
+
+    def count(self, rows: Rows) -> Array:
+        """The denominator alone: it is known before any value is."""
+        return self.sums(jnp.zeros(rows.tokens.shape), rows, 1.0)[1]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What one update minimises.
+
+    Attributes:
+      n_heads: prediction heads that are trained; 0: none.
+      scheme: the weighting; None where no head is trained.
+      reads_model: the weights depend on what the trained model says of the batch.
+      normalize: ``valid`` or ``weights``: what a head's weighted sum is divided by.
+      value_loss: None where no value head is trained.
+      value_coef: its weight.
+      needs_scores: a frozen model's scores stand beside the tokens.
+      seed: of everything random in an update.
+    """
+
+    n_heads: int
+    scheme: Scheme | None
+    reads_model: bool
+    normalize: str
+    value_loss: ValueLoss | None
+    value_coef: float
+    needs_scores: bool
+    seed: int
+
+    @property
+    def needs_outcomes(self) -> bool:
+        """Whether the rows must say which documents are correct."""
+        return self.value_loss is not None or self.needs_scores
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter has a gradient under this objective, by its dotted name."""
+        if name.startswith("value_head."):
+            return self.value_loss is not None
+        if name.startswith(("heads.", "output.")):
+            return self.n_heads > 0
+        return True
+
+    def forward(self, model: MTPTransformer, rows: Rows, key: Array | None = None) -> tuple[Any, Any, Any]:
+        """Token losses (B, S, n), values (B, S), and values with dropout by ``key``; None where not needed."""
+        trunk_BSD = model.trunk_hidden(rows.tokens, rows.segment_ids)
+        ce_BSn = values_BS = noisy_BS = None
+        if self.n_heads:
+            targets_BSn, _ = self.targets(rows)
+            hidden_BSnD = model.head_hidden(rows.tokens, rows.segment_ids, self.n_heads, trunk_BSD)
+            ce_BSn = token_cross_entropy(hidden_BSnD, model.output_kernel, targets_BSn)
+        if self.value_loss:
+            values_BS = noisy_BS = model.trunk_values(trunk_BSD)
+            if self.value_loss.dropout and key is not None:
+                noisy_BS = model.trunk_values(trunk_BSD, self.value_loss.dropout, key)
+        return ce_BSn, values_BS, noisy_BS
+
+    def targets(self, rows: Rows) -> tuple[Array, Array]:
+        """Targets and their validity, (B, S, n)."""
+        return mtp_targets(rows.tokens, rows.segment_ids, rows.loss_mask, self.n_heads)
+
+
+def make_objective(stage: Stage, settings: Settings, n_heads: int, *, total_steps: int, n_documents: int) -> Objective:
+    """The objective of a stage under its settings.
+
+    Args:
+      stage: which stage.
+      settings: of the run; `wmtp_jax.training.run` has checked that they fit the stage.
+      n_heads: prediction heads of the model.
+      total_steps: what schedules span.
+      n_documents: documents in the fullest row.
+    """
+    weighting = settings.weighting
+    joint = stage.scorer == "critic" and weighting.critic == "joint"
+    scheme_name = chosen_scheme(stage, weighting) if stage.schemes else None
+    weighted = scheme_name not in (None, "uniform")
+    value_loss = None
+    if stage.trains == "values" or joint:
+        value_loss = _value_loss(settings.critic, total_steps, n_documents)
+    return Objective(
+        n_heads=n_heads if stage.trains == "tokens" else 0,
+        scheme=_scheme(stage, scheme_name, weighting) if scheme_name else None,
+        reads_model=weighted and (joint or stage.scorer == "reference"),
+        normalize=weighting.normalize or ("weights" if stage.scorer == "reference" else "valid"),
+        value_loss=value_loss,
+        value_coef=weighting.value_coef if joint else 1.0,
+        needs_scores=weighted and not joint,
+        seed=settings.runtime.seed,
+    )
+
+
+def chosen_scheme(stage: Stage, weighting: WeightingSettings) -> str:
+    """The weighting that the settings choose, or the stage's own."""
+    return weighting.scheme or stage.schemes[0]
+
+
+def _scheme(stage: Stage, name: str, weighting: WeightingSettings) -> Scheme:
+    if name == "uniform":
+        return uniform.weigh
+    # A control takes the place of the stage's own weights, which it is matched to.
+    control = name if name in CONTROLS else None
+    schemes: dict[str, Callable[..., Scheme]] = {"td": _td, "rho1": _rho1}
+    return schemes[stage.schemes[0]](weighting, control)
+
+
+def _td(weighting: WeightingSettings, control: str | None) -> Scheme:
+    return partial(
+        td.weigh,
+        control=control,
+        advantage=weighting.advantage,
+        terminal=weighting.terminal,
+        gamma=weighting.gamma,
+        gae_lambda=weighting.gae_lambda,
+        whiten=weighting.whiten,
+        moving=weighting.whiten_statistics == "moving",
+        momentum=weighting.whiten_momentum,
+        warmup_steps=weighting.whiten_warmup_steps,
+        beta=weighting.beta,
+        clip_min=weighting.weight_clip_min,
+        clip_max=weighting.weight_clip_max,
+    )
+
+
+def _rho1(weighting: WeightingSettings, control: str | None) -> Scheme:
+    return partial(
+        rho1.weigh,
+        control=control,
+        mode=weighting.mode,
+        selection=weighting.selection,
+        k_percent=weighting.k_percent,
+        temperature=weighting.temperature,
+    )
+
+
+def _value_loss(critic: CriticSettings, total_steps: int, n_documents: int) -> ValueLoss:
+    return ValueLoss(
+        kind=critic.loss_type,
+        delta=critic.huber_delta,
+        gamma=critic.gamma,
+        gae_lambda=lambda_schedule(
+            critic.lambda_schedule, critic.lambda_start, critic.lambda_end, critic.lambda_hold, total_steps
+        ),
+        include_prompt=critic.include_prompt,
+        n_documents=n_documents,
+        dropout=critic.dropout,
+    )

@@ -1,0 +1,116 @@
+"""Validation: the unweighted loss of each head, or how well a critic tells right from wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from wmtp_jax.data.pack import Rows
+from wmtp_jax.losses.mtp import head_counts, head_sums, mean_over_heads
+from wmtp_jax.models.mtp import MTPTransformer
+from wmtp_jax.training.objective import Objective
+from wmtp_jax.training.step import per_head
+
+
+class EvalSums(NamedTuple):
+    """What batches of validation rows are summed to.
+
+    Attributes:
+      ce_n, targets_n: (n,) summed token losses, unweighted, and numbers of targets.
+      value, documents: numerator and denominator of the value loss, with the outcomes as targets.
+    """
+
+    ce_n: Array
+    targets_n: Array
+    value: Array
+    documents: Array
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef[MTPTransformer], objective: Objective
+) -> Callable[[Any, Rows], tuple[EvalSums, Array | None]]:
+    """Validation of one batch: ``(params, rows (B, S)) -> (sums, values (B, S))``, without values in token stages.
+
+    A critic's loss is that of its training with lambda = 1: the target is the outcome, whatever the schedule of
+    lambda, so that the losses of all steps compare.
+    """
+
+    def step(params: Any, rows: Rows) -> tuple[EvalSums, Array | None]:
+        model = nnx.merge(graphdef, params)
+        zero = jnp.zeros(())
+        if objective.n_heads:  # the best step of these stages is chosen by the loss of tokens alone
+            ce_BSn, _, _ = objective.forward(model, rows)
+            _, valid_BSn = objective.targets(rows)
+            assert ce_BSn is not None
+            return EvalSums(
+                head_sums(ce_BSn, jnp.ones_like(ce_BSn), valid_BSn), head_counts(valid_BSn), zero, zero
+            ), None
+        assert objective.value_loss is not None
+        _, values_BS, _ = objective.forward(model, rows)
+        assert values_BS is not None
+        return EvalSums(jnp.zeros(0), jnp.zeros(0), *objective.value_loss.sums(values_BS, rows, 1.0)), values_BS
+
+    return step
+
+
+def validation_metrics(sums: EvalSums) -> dict[str, float]:
+    """``val/loss``, and each head's loss where heads are trained.
+
+    It is unweighted, so that runs with different weightings compare.
+    """
+    if len(sums.ce_n):
+        metrics = {"val/loss": mean_over_heads(sums.ce_n, sums.targets_n)} | per_head("val", sums.ce_n, sums.targets_n)
+    else:
+        metrics = {"val/loss": sums.value / jnp.maximum(sums.documents, 1.0)}
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+def critic_metrics(values: np.ndarray, rows: Rows, problems: Sequence[Sequence[int]]) -> dict[str, float]:
+    """How well values tell correct from incorrect solutions.
+
+    Args:
+      values: (R, S), V at each position.
+      rows: (R, S), with outcomes.
+      problems: for each row, the problem of each of its documents.
+
+    Returns:
+      ``val/pairwise_accuracy``: share of pairs (correct, incorrect) of one problem whose mean value over the response
+      is in the right order, a tie counting half. ``val/explained_variance``: ``1 - Var(R - V) / Var(R)`` over response
+      tokens. ``val/position_correlation``: of V with the place of a token in its response; a critic that has learned
+      length alone shows up here. A figure that nothing is known of is left out.
+    """
+    V, R, position, means = [], [], [], []
+    for r, of_row in enumerate(problems):
+        for number, problem in enumerate(of_row, start=1):
+            at = (rows.segment_ids[r] == number) & rows.loss_mask[r]
+            if not at.any():
+                continue
+            inside = values[r, at].astype(np.float64)
+            outcome = float(rows.outcomes[r, at][0])
+            V.append(inside)
+            R.append(np.full(len(inside), outcome))
+            position.append(np.arange(len(inside), dtype=np.float64))
+            means.append((problem, outcome, inside.mean()))
+    V_N, R_N, position_N = (np.concatenate(parts) for parts in (V, R, position))
+    metrics = {}
+    if (variance := R_N.var()) > 0:
+        metrics["val/explained_variance"] = 1.0 - (R_N - V_N).var() / variance
+    if V_N.std() > 0 and position_N.std() > 0:
+        metrics["val/position_correlation"] = float(np.corrcoef(V_N, position_N)[0, 1])
+    right = pairs = 0.0
+    of_problem: dict[int, tuple[list[float], list[float]]] = {}
+    for problem, outcome, mean in means:
+        of_problem.setdefault(problem, ([], []))[int(outcome > 0.5)].append(mean)
+    for incorrect, correct in of_problem.values():
+        difference = np.subtract.outer(np.array(correct), np.array(incorrect))
+        right += float((difference > 0).sum() + 0.5 * (difference == 0).sum())
+        pairs += difference.size
+    if pairs:
+        metrics["val/pairwise_accuracy"] = right / pairs
+    return metrics
