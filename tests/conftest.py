@@ -67,7 +67,10 @@ def tiny_data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_command(tiny_data: Path, tmp_path_factory):
-    """Runs ``wmtp_jax.train`` on the tiny data with a tiny model; returns the figures of ``--json``."""
+    """Runs ``wmtp_jax.train`` on the tiny data with a tiny model; returns the figures of ``--json``.
+
+    A stage that starts from ``model.path`` takes the model's architecture from there.
+    """
     from wmtp_jax import train
 
     cache = tmp_path_factory.mktemp("xla")
@@ -84,6 +87,7 @@ def train_command(tiny_data: Path, tmp_path_factory):
         "model.architecture.n_future_tokens=2",
         "model.architecture.vocab_size=300",
         "training.batch_size=1",
+        "training.warmup_ratio=0.1",
         "training.learning_rate=1e-2",
         "training.gradient_accumulation_steps=2",
         "training.unroll_layers=false",
@@ -92,13 +96,15 @@ def train_command(tiny_data: Path, tmp_path_factory):
         "tracking.mlflow=false",
     ]
 
-    def run(save_dir: Path | None, *more: str, flags: tuple[str, ...] = ()) -> dict:
+    def run(save_dir: Path | None, *more: str, flags: tuple[str, ...] = (), stage: str = "baseline") -> dict:
         place = [f"checkpoint.save_dir={save_dir}"] if save_dir else []
-        chosen = [part for o in (*overrides, *place, *more) for part in ("--override", o)]
-        config = str(ROOT / "configs/baseline/micro.yaml")
+        given = any(o.startswith("model.path=") for o in more)
+        usual = [o for o in overrides if not (given and o.startswith("model.architecture"))]
+        chosen = [part for o in (*usual, *place, *more) for part in ("--override", o)]
+        config = str(ROOT / f"configs/{stage}/micro.yaml")
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
-            code = train.main(["--stage", "baseline", "--config", config, *chosen, *flags, "--json"])
+            code = train.main(["--stage", stage, "--config", config, *chosen, *flags, "--json"])
         assert code == 0
         return json.loads(output.getvalue())
 

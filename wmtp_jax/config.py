@@ -213,9 +213,11 @@ class CriticSettings(_Part):
     """The value head: its form, its loss, what of the model is trained (stages `critic` and `verifiable`)."""
 
     value_head: Literal["linear", "sigmoid", "mlp"] = Field(
-        "linear", description="Form of a new value head; one that the model brings is kept as it is."
+        "linear", description="Form of a new value head; one that the model or the critic brings is kept as it is."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the hidden layers of `mlp`.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout in the hidden layers of `mlp`; drawn for each micro-batch."
+    )
     bias_init: float = Field(0.0, description="Bias of a new value head (before the sigmoid, where there is one).")
     loss_type: Literal["mse", "huber", "lambda_return", "pairwise"] = Field(
         "mse", description="What the values are fitted to; `docs/objectives.md` has the formulas."

@@ -71,8 +71,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, help="leave longer solutions out (default: 2048, or the run's)")
     parser.add_argument("--batch-size", type=int, default=8, help="rows a device reads at once (default: 8)")
     parser.add_argument("--fsdp", type=int, default=1, help="devices that share the model's weights (default: 1)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of matrix products (default: float32)")
-    parser.add_argument("--param-dtype", choices=DTYPES, default="float32", help="of the weights in memory")
+    parser.add_argument("--dtype", choices=DTYPES, help="of matrix products (default: the run's, or float32)")
+    parser.add_argument(
+        "--param-dtype", choices=DTYPES, help="of the weights in memory (default: the run's, or float32)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser.parse_args(argv)
 
@@ -95,7 +97,9 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     kind = args.kind or ("critic" if source.config.value_head else "reference")
     check_scorer(source, kind, "--model")
     split = open_split(args.data, "train")
-    chosen, max_length = _chosen(args, split)
+    chosen, max_length, model = _chosen(args, split)
+    args.dtype = args.dtype or (model.compute_dtype if model else "float32")
+    args.param_dtype = args.param_dtype or (model.param_dtype if model else "float32")
     tokenizer = load_tokenizer(source.tokenizer or args.data / TOKENIZER)
     facts = ScoreFacts(
         kind=kind,
@@ -138,8 +142,8 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int]:
-    """Numbers of the solutions to score, ascending, and the longest that counts."""
+def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int, Any]:
+    """Numbers of the solutions to score, ascending, the longest that counts, and the run's model settings."""
     from wmtp_jax.config import load_settings, production_preset
     from wmtp_jax.training.inputs import draw_examples
     from wmtp_jax.training.stages import STAGES
@@ -147,14 +151,14 @@ def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int]:
     if args.stage is None:
         if args.config or args.override:
             raise UserError("--config and --override describe a run: name its --stage too")
-        return np.arange(len(split)), args.max_length or 2048
+        return np.arange(len(split)), args.max_length or 2048, None
     if args.stage not in STAGES:
         raise UserError(f"--stage {args.stage}: unknown stage; there is: {', '.join(STAGES)}")
     settings = load_settings(args.config or production_preset(args.stage), args.override)
     if args.max_length is not None:
         raise UserError("--max-length: with --stage it is the run's dataset.max_length; leave it out")
     chosen = draw_examples(STAGES[args.stage], settings, split, "data_sampling.n_samples")
-    return np.sort(chosen.reshape(-1)), settings.dataset.max_length
+    return np.sort(chosen.reshape(-1)), settings.dataset.max_length, settings.model
 
 
 class _Scorer:

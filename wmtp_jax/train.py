@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   python -m wmtp_jax.train --stage baseline --dry-run
   python -m wmtp_jax.train --stage baseline --config configs/baseline/micro.yaml
+  python -m wmtp_jax.train --stage critic --config configs/critic/micro.yaml
   python -m wmtp_jax.train --stage baseline --config configs/baseline/micro.yaml \\
       --override training.max_steps=20 --override checkpoint.save_dir=runs/short
 
@@ -62,7 +63,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--stage", required=True, help="what is trained: baseline")
+    parser.add_argument("--stage", required=True, help="what is trained: baseline, critic, verifiable, rho1, reference")
     parser.add_argument("--config", type=Path, help="settings file (default: the stage's production preset)")
     parser.add_argument(
         "--override",
@@ -125,12 +126,21 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
 
 def _show_summary(figures: dict[str, Any]) -> None:
     unigram, validation = figures["unigram"], figures["validation"]
-    heads = [
-        [f"head {k}", f"{validation[f'val/head_{k}_ce_loss']:.4f}", f"{unigram[k - 1]:.4f}"]
-        for k in range(1, len(unigram) + 1)
-    ]
-    title = f"Validation loss (nats a token), step {figures['best_step']}"
-    out.print(table(title, ["", "model", "unigram"], heads))
+    if unigram:
+        heads = [
+            [f"head {k}", f"{validation[f'val/head_{k}_ce_loss']:.4f}", f"{unigram[k - 1]:.4f}"]
+            for k in range(1, len(unigram) + 1)
+        ]
+        title = f"Validation loss (nats a token), step {figures['best_step']}"
+        out.print(table(title, ["", "model", "unigram"], heads))
+    else:
+        named = {
+            "val/pairwise_accuracy": "pairs in the right order (0.5 is chance)",
+            "val/explained_variance": "explained variance",
+            "val/position_correlation": "correlation of values with position",
+        }
+        values = [[text, f"{validation[name]:.4f}"] for name, text in named.items() if name in validation]
+        out.print(table(f"Critic on validation problems, step {figures['best_step']}", ["", ""], values))
     speed = figures["tokens_per_second"]
     rows = [
         ["steps", f"{figures['steps']:,}"],
@@ -139,6 +149,8 @@ def _show_summary(figures: dict[str, Any]) -> None:
         ["real tokens trained on", f"{figures['tokens_trained']:,}"],
         ["real tokens per second", f"{speed:,.0f}" if speed else "-"],
         ["samples left out (too long)", f"{figures['left_out_too_long']:,}"],
+        *([["updates skipped (not finite)", f"{figures['skipped_steps']:,}"]] if figures["skipped_steps"] else []),
+        *([["batches without a target", n]] if (n := figures["batches_without_target"]) else []),
         ["time of this command", f"{figures['seconds']:.0f} s"],
     ]
     out.print(table("Run", ["", ""], rows))

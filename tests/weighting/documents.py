@@ -89,12 +89,12 @@ def one_a_row(documents: list[Document], shape: tuple[int, int]) -> Layout:
 
 
 def scattered(documents: list[Document], shape: tuple[int, int], seed: int) -> Layout:
-    """Documents in random order in random rows, with padding before, between and after them."""
+    """Documents in random order in random rows, with padding after and here and there before them."""
     rng = np.random.default_rng(seed)
     used = np.zeros(shape[0], int)
     places = [(0, 0)] * len(documents)
     for i in rng.permutation(len(documents)):
-        length, gap = len(documents[i].tokens), int(rng.integers(0, 3))
+        length, gap = len(documents[i].tokens), max(0, int(rng.integers(-3, 3)))  # mostly side by side
         row = int(rng.choice(np.flatnonzero(used + gap + length <= shape[1])))
         places[i] = (row, int(used[row]) + gap)
         used[row] += gap + length

@@ -30,7 +30,7 @@ def target_weights(kind: str, logits, values, reference_ce, batch: Batch):
         "hard": (rho1.weigh, reference_ce, {}),
         "soft": (rho1.weigh, reference_ce, {"selection": "soft", "temperature": 0.8}),
     }[kind]
-    tokens = Tokens(ce, valid, scores, batch.outcomes, batch.response, batch.segment_ids, jax.random.key(0))
+    tokens = Tokens(ce, valid, scores, batch.outcomes, batch.response, batch.segment_ids, None)
     weights, _, metrics = weigh(tokens, td.initial_whitening(), **options)
     return weights, ce, valid, metrics
 

@@ -25,8 +25,7 @@ TD = {"beta": BETA, "clip_min": CLIP[0], "clip_max": CLIP[1]}
 
 
 def tokens(scores_BS) -> Tokens:
-    key = jax.random.key(0)
-    return Tokens(CE, VALID, scores_BS, BATCH.outcomes, BATCH.response, BATCH.segment_ids, key)
+    return Tokens(CE, VALID, scores_BS, BATCH.outcomes, BATCH.response, BATCH.segment_ids, None)
 
 
 def each(function, *arguments) -> list:

@@ -13,7 +13,7 @@ from wmtp_jax.data.sample import draw_balanced, draw_correct, draw_pairs
 from wmtp_jax.data.store import Split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
-from wmtp_jax.load import ModelSource, find_model
+from wmtp_jax.load import ModelSource, find_model, split_step
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.training.objective import chosen_scheme
 from wmtp_jax.training.scoring import ScoreFile, check_scorer, model_fingerprint, tokenizer_fingerprint
@@ -49,7 +49,11 @@ def find_architecture(stage: Stage, settings: Settings) -> tuple[ModelConfig, Mo
             "give a model with n_future_tokens 1 (an imported LLaMA)"
         )
     if _trains_values(stage, settings) and config.value_head is None:
-        config = dataclasses.replace(config, value_head=settings.critic.value_head)
+        critic = scorer_path(stage, settings)[0]
+        head: str | None = settings.critic.value_head
+        if critic is not None and split_step(critic)[0].exists():
+            head = find_model(critic).config.value_head  # the critic brings its own along
+        config = dataclasses.replace(config, value_head=head)
     if stage.trains == "values" and config.n_future_tokens == 1:
         config = dataclasses.replace(config, n_future_tokens=0)
     return config, source
@@ -76,6 +80,11 @@ def scorer_path(stage: Stage, settings: Settings) -> tuple[Path | None, str]:
         if weighting.scores is not None:
             raise UserError(f"weighting.scores: stage {stage.name} with these settings reads no scores; leave it out")
         return None, setting
+    if stage.trains == "tokens" and _trains_values(stage, settings) and settings.critic.loss_type == "pairwise":
+        raise UserError(
+            f"critic.loss_type is pairwise: stage {stage.name} reads single solutions, no pairs; the critic goes on "
+            "learning by mse, huber or lambda_return, or not at all (weighting.critic=frozen)"
+        )
     if weighting.scores is not None and _trains_values(stage, settings):
         raise UserError(
             "weighting.scores are those of a frozen critic, but weighting.critic is joint: the critic goes on learning "
@@ -118,6 +127,11 @@ def find_scorer(stage: Stage, settings: Settings, config: ModelConfig, tokenizer
                 f"{setting}: the critic's architecture is not the policy's, so its value head does not fit:\n"
                 f"  critic: {source.config}\n  policy: {config}\n"
                 "Train a critic on this policy, or set weighting.critic=frozen to use it as a model of its own"
+            )
+        if source.description.source.get("trained") == "full":
+            raise UserError(
+                f"{setting}: {path} was trained with critic.train=full: its value head reads its own trunk, not the "
+                "policy's. Set weighting.critic=frozen, or train a critic with critic.train=head"
             )
     return source
 

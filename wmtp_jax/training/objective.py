@@ -88,6 +88,7 @@ class Objective:
       value_loss: None where no value head is trained.
       value_coef: its weight.
       needs_scores: a frozen model's scores stand beside the tokens.
+      draws: the weights are drawn at random.
       seed: of everything random in an update.
     """
 
@@ -98,6 +99,7 @@ class Objective:
     value_loss: ValueLoss | None
     value_coef: float
     needs_scores: bool
+    draws: bool
     seed: int
 
     @property
@@ -157,6 +159,7 @@ def make_objective(stage: Stage, settings: Settings, n_heads: int, *, total_step
         value_loss=value_loss,
         value_coef=weighting.value_coef if joint else 1.0,
         needs_scores=weighted and not joint,
+        draws=scheme_name in CONTROLS,
         seed=settings.runtime.seed,
     )
 

@@ -383,6 +383,8 @@ def write_run_files(run: Run) -> None:
         run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
         origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
         facts: dict[str, Any] = {"start": origin, "stage": run.stage.name}
+        if run.stage.trains == "values":
+            facts["trained"] = run.settings.critic.train
         if run.scorer:
             facts[str(run.stage.scorer)] = str(run.scorer.directory)
         if run.source:

@@ -82,7 +82,7 @@ def make_train_step(
     An update whose loss or gradient is not finite changes nothing but the counts of skipped updates.
     """
 
-    def weigh(rows: Rows, ce_BSn: Any, values_BS: Any, whitening: Whitening, key: Array) -> Any:
+    def weigh(rows: Rows, ce_BSn: Any, values_BS: Any, whitening: Whitening, noise_BSn: Any) -> Any:
         """Weights of all rows at once, arrays (B, S)."""
         assert objective.scheme is not None
         scores_BS = rows.scores if objective.needs_scores else values_BS
@@ -91,7 +91,7 @@ def make_train_step(
             rows.outcomes,
             rows.loss_mask.astype(bool),
             rows.segment_ids,
-            key,
+            noise_BSn,
         )
         weights_BSn, whitening, metrics = objective.scheme(tokens, whitening)
         return jax.lax.stop_gradient((weights_BSn, whitening, metrics))
@@ -100,14 +100,14 @@ def make_train_step(
         trained: Any, kept: Any, rows: Rows, weighed: Any, whitening: Whitening, counts: Any, at: Any
     ) -> tuple[Array, Any]:
         """Loss of a micro-batch (its share of the whole), sums for the metrics, and what was weighed."""
-        key, gae_lambda = at
+        key, gae_lambda, noise_BSn = at
         model = nnx.merge(graphdef, join_params(trained, kept))
         ce_BSn, values_BS, noisy_BS = objective.forward(model, rows, key)
         loss, sums = jnp.zeros(()), {}
         if objective.n_heads:
             _, valid_BSn = objective.targets(rows)
             if weighed is None:
-                weighed = weigh(rows, ce_BSn, values_BS, whitening, key)
+                weighed = weigh(rows, ce_BSn, values_BS, whitening, noise_BSn)
                 counts = {**counts, **_weight_counts(weighed[0], valid_BSn)}
             weights_BSn = weighed[0]
             sums["weighted_n"] = head_sums(ce_BSn, weights_BSn, valid_BSn)
@@ -129,6 +129,10 @@ def make_train_step(
             counts["targets_n"] = jnp.sum(jax.vmap(lambda r: head_counts(objective.targets(r)[1]))(rows), axis=0)
         if objective.value_loss:
             counts["documents"] = jnp.sum(jax.vmap(objective.value_loss.count)(rows))
+        noise = None
+        if objective.draws:  # by the place of a row in the whole batch, however that is divided
+            shape = (n_micro * rows.tokens.shape[1], rows.tokens.shape[2], objective.n_heads)
+            noise = jax.random.uniform(key, shape).reshape(n_micro, -1, *shape[1:])
         weighed = None
         if objective.n_heads and (n_micro > 1 or not objective.reads_model):
             said: tuple[Any, Any] = None, None
@@ -137,12 +141,14 @@ def make_train_step(
             flat = rows.map(_flatten)
             # Rows are sharded by B: B stays the outer axis, so that nothing moves between devices.
             ce_BSn, values_BS = jax.tree.map(_flatten, said)
-            weighed = weigh(flat, ce_BSn, values_BS, state.whitening, key)
+            weighed = weigh(flat, ce_BSn, values_BS, state.whitening, jax.tree.map(_flatten, noise))
             counts |= _weight_counts(weighed[0], objective.targets(flat)[1])
             weighed = (_unflatten(weighed[0], n_micro), *weighed[1:])
 
         def loss_and_grads(micro: Rows, weights_BSn: Array | None, number: Array | int) -> Any:
-            at = jax.random.fold_in(key, number), gae_lambda
+            # Dropout is drawn for each micro-batch: it alone depends on how a batch is divided.
+            first_noise = None if noise is None else noise[0]  # read where there is one micro-batch
+            at = jax.random.fold_in(key, number), gae_lambda, first_noise
             inner = None if weighed is None else (weights_BSn, *weighed[1:])
             return jax.value_and_grad(micro_loss, has_aux=True)(
                 trained, kept, micro, inner, state.whitening, counts, at

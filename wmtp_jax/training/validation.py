@@ -37,8 +37,8 @@ def make_eval_step(
 ) -> Callable[[Any, Rows], tuple[EvalSums, Array | None]]:
     """Validation of one batch: ``(params, rows (B, S)) -> (sums, values (B, S))``, without values in token stages.
 
-    A critic's loss is that of its training with lambda = 1: the target is the outcome, whatever the schedule of
-    lambda, so that the losses of all steps compare.
+    A critic's loss is that of its training with lambda = 1: the target is the (discounted) outcome, whatever the
+    schedule of lambda, so that the losses of all steps compare.
     """
 
     def step(params: Any, rows: Rows) -> tuple[EvalSums, Array | None]:

@@ -95,7 +95,7 @@ def weigh(
             weights_BSn[..., k],
             valid_BSn[..., k],
             tokens.segment_ids_BS,
-            jax.random.fold_in(tokens.key, k),
+            None if tokens.noise_BSn is None else tokens.noise_BSn[..., k],
             0.0,
             jnp.inf,
         )

@@ -177,7 +177,8 @@ def weigh(
     weights_BS = td_weights(
         d_BS, response_BS, beta=beta, clip_min=clip_min, clip_max=clip_max, statistics=statistics if whiten else None
     )
-    weights_BS = replaced(control, weights_BS, response_BS, tokens.segment_ids_BS, tokens.key, clip_min, clip_max)
+    noise_BS = None if tokens.noise_BSn is None else tokens.noise_BSn[..., 0]
+    weights_BS = replaced(control, weights_BS, response_BS, tokens.segment_ids_BS, noise_BS, clip_min, clip_max)
     mean, std = moments(d_BS, response_BS, ddof=0)
     clipped_BS = (weights_BS <= clip_min) | (weights_BS >= clip_max)
     metrics = {

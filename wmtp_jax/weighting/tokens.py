@@ -21,7 +21,7 @@ class Tokens(NamedTuple):
       outcomes_BS: R of the document, at each of its positions; None where nothing asks for it.
       response_BS: bool, tokens that are trained on.
       segment_ids_BS: document numbers, 0 for padding.
-      key: of everything random in this update.
+      noise_BSn: uniform in [0, 1), what controls draw from; None for a scheme that draws nothing.
     """
 
     ce_BSn: Any
@@ -30,7 +30,7 @@ class Tokens(NamedTuple):
     outcomes_BS: Any
     response_BS: Any
     segment_ids_BS: Any
-    key: Any
+    noise_BSn: Any
 
 
 class Whitening(NamedTuple):

@@ -1,0 +1,111 @@
+"""Compares runs in one table: ``python -m wmtp_jax.report RUN [RUN ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmtp_jax.console import out, print_json, table
+from wmtp_jax.errors import UserError, run_command
+
+EPILOG = """examples:
+  python -m wmtp_jax.report storage/checkpoints/baseline/baseline-micro storage/checkpoints/rho1/rho1-micro
+  python -m wmtp_jax.report storage/checkpoints/*/*-micro --json
+
+val/loss is the unweighted loss of the heads, so that runs with different weightings compare; that of a critic is its
+own. Weights are means over the last tenth of the updates."""
+_WEIGHTS = {
+    "train/weight_mean": "weight: mean",
+    "train/weight_entropy": "weight: entropy",
+    "train/weight_clipped_fraction": "weight: clipped",
+    "train/selected_fraction": "tokens selected",
+}
+_VALUES = {
+    "val/pairwise_accuracy": "pairwise accuracy",
+    "val/explained_variance": "explained variance",
+    "val/position_correlation": "value ~ position",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parse(argv)
+    runs = [_read(path) for path in args.runs]
+    if args.json:
+        print_json({"runs": runs})
+        return 0
+    n_heads = max((len(run["head_ce_loss"]) for run in runs), default=0)
+    columns = ["", *(run["stage"] for run in runs)]
+    rows: list[list[str]] = [
+        ["run", *(run["name"] for run in runs)],
+        ["steps", *(f"{run['steps']:,}" for run in runs)],
+        ["best step", *(f"{run['best_step']:,}" for run in runs)],
+        ["val/loss", *(f"{run['val/loss']:.4f}" for run in runs)],
+    ]
+    for k in range(n_heads):
+        rows.append([f"CE of head {k + 1}", *(_cell(dict(enumerate(run["head_ce_loss"])).get(k)) for run in runs)])
+    for name, text in {**_VALUES, **_WEIGHTS}.items():
+        cells = [_cell(run.get(name)) for run in runs]
+        if any(cells):
+            rows.append([text, *cells])
+    out.print(table("Runs (validation at the best step)", columns, rows))
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m wmtp_jax.report",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    return parser.parse_args(argv)
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """Figures of one run. Raises UserError where there is no run with a checkpoint."""
+    from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
+    from wmtp_jax.training.run import RUN_FILE
+    from wmtp_jax.training.tracking import read_metrics
+
+    try:
+        stage = json.loads((directory / RUN_FILE).read_text())["stage"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory}: not a run directory (no readable {RUN_FILE})") from error
+    if not saved_steps(directory):
+        raise UserError(f"{directory}: the run has not saved a checkpoint yet")
+    best = best_step(directory)
+    assert best is not None
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        validation = checkpoints.metrics(best)
+    updates = [line for line in read_metrics(directory) if "train/loss" in line]
+    last = updates[-max(len(updates) // 10, 1) :]
+    weights = {
+        name: float(np.mean([line[name] for line in last if name in line]))
+        for name in _WEIGHTS
+        if any(name in line for line in last)
+    }
+    heads = [validation[name] for k in range(1, 65) if (name := f"val/head_{k}_ce_loss") in validation]
+    return {
+        "name": directory.name,
+        "stage": stage,
+        "steps": max(saved_steps(directory)),
+        "best_step": best,
+        "val/loss": validation["val/loss"],
+        "head_ce_loss": heads,
+        **{name: validation[name] for name in _VALUES if name in validation},
+        **weights,
+    }
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    run_command(main)
