@@ -1,4 +1,4 @@
-# make demo   set up and train the micro baseline on the embedded problems (about six minutes)
+# make demo   set up and train every stage in small on the embedded problems (about ten minutes)
 # make test   what CI runs          make lint   style and types
 # make schema settings reference    make bench  benchmarks         make clean
 
@@ -6,7 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MINI := storage/datasets_v2/mini
-MICRO := storage/checkpoints/baseline/baseline-micro
+RUNS := storage/checkpoints
+# In the order in which one needs the other.
+STAGES := baseline critic verifiable reference rho1
 
 .PHONY: demo test lint schema bench clean
 
@@ -24,9 +26,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	@test -d $(MINI) || $(BIN)/python -m wmtp_jax.prepare --dataset mini --output $(MINI)
-	$(BIN)/python -m wmtp_jax.train --stage baseline --config configs/baseline/micro.yaml
-	$(BIN)/python -m wmtp_jax.complete --model $(MICRO) --count 3
-	@echo "Run directory: $(MICRO)"
+	@for stage in $(STAGES); do \
+		$(BIN)/python -m wmtp_jax.train --stage $$stage --config configs/$$stage/micro.yaml || exit $$?; \
+	done
+	$(BIN)/python -m wmtp_jax.complete --model $(RUNS)/verifiable/verifiable-micro --count 3
+	$(BIN)/python -m wmtp_jax.report $(foreach stage,$(STAGES),$(RUNS)/$(stage)/$(stage)-micro)
+	@echo "Runs: $(RUNS)/<stage>/<stage>-micro"
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

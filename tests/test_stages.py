@@ -32,7 +32,7 @@ def chain(train_command, tiny_data, tmp_path_factory) -> dict[str, Path]:
     runs = {name: folder / name for name in ("policy", "critic", "full", "reference")}
     policy = f"model.path={runs['policy']}"
     train_command(runs["policy"], *SHORT)
-    train_command(runs["critic"], policy, "training.n_epochs=2", stage="critic")
+    train_command(runs["critic"], policy, "training.n_epochs=20", stage="critic")
     train_command(runs["full"], policy, "critic.train=full", "critic.value_head=sigmoid", *SHORT, stage="critic")
     train_command(runs["reference"], "model.architecture.n_future_tokens=1", *SHORT, stage="reference")
     for name in ("full", "reference"):
@@ -125,13 +125,11 @@ def test_scores_from_a_file_train_as_the_frozen_model_does(
         assert online[0]["train/selected_fraction"] == pytest.approx(0.6, abs=0.02)
 
 
-@pytest.mark.parametrize("scheme", ["uniform", "random_matched", "shuffled"])
+@pytest.mark.parametrize("scheme", ["random_matched", "shuffled"])
 def test_controls(chain, train_command, tmp_path, scheme: str):
     common = (f"model.path={chain['policy']}", f"experiment.reference_model={chain['reference']}", *SHORT)
     train_command(tmp_path / scheme, *common, f"weighting.scheme={scheme}", stage="rho1")
     line = read_metrics(tmp_path / scheme)[0]
-    if scheme == "uniform":
-        assert line["train/weighted_ce_loss"] == pytest.approx(line["train/unweighted_ce_loss"], rel=1e-6)
     if scheme == "shuffled":  # as many tokens as the scheme itself chooses
         assert line["train/selected_fraction"] == pytest.approx(0.6, abs=0.02)
         assert line["train/weighted_ce_loss"] != pytest.approx(line["train/unweighted_ce_loss"], rel=1e-4)
@@ -139,7 +137,7 @@ def test_controls(chain, train_command, tmp_path, scheme: str):
         assert line["train/weight_mean"] == pytest.approx(0.6, rel=0.2)
 
 
-def test_pairwise_critic_and_curriculum(chain, train_command, tmp_path):
+def test_pairwise_critic_and_curriculum(chain, train_command, tmp_path, capfd):
     policy = f"model.path={chain['policy']}"
     train_command(
         tmp_path / "pairs", policy, "critic.loss_type=pairwise", "training.batch_size=2", *SHORT, stage="critic"
@@ -148,7 +146,9 @@ def test_pairwise_critic_and_curriculum(chain, train_command, tmp_path):
     phase = "{until: 1.0, weights: {unknown: 1, known: 1}}"
     bins = f"data_sampling.curriculum={{bins: {{unknown: [0, 0], known: [1, 9]}}, phases: [{phase}]}}"
     critic = f"experiment.critic_checkpoint={chain['critic']}"
-    train_command(tmp_path / "curriculum", policy, critic, bins, *SHORT, stage="verifiable")
+    bounds = ("weighting.weight_clip_min=1.0", "weighting.weight_clip_max=1.0")
+    train_command(tmp_path / "curriculum", policy, critic, bins, *bounds, *SHORT, stage="verifiable")
+    assert capfd.readouterr().err.count("every token weight is clipped") == 1
     with pytest.raises(UserError, match=r"no example of .* has a difficulty in any bin"):
         train_command(tmp_path / "none", policy, critic, "data_sampling.curriculum={}", stage="verifiable")
 
@@ -170,7 +170,7 @@ def test_report(chain, capsys):
     assert len(policy["head_ce_loss"]) == 2
     assert 0 <= critic["val/pairwise_accuracy"] <= 1
     assert report.main([str(chain["policy"]), str(chain["critic"])]) == 0
-    assert "pairwise accuracy" in capsys.readouterr().out
+    assert "pairs right" in capsys.readouterr().out
     with pytest.raises(UserError, match="not a run directory"):
         report.main([str(chain["policy"].parent)])
 
@@ -232,13 +232,6 @@ def test_a_loss_that_stays_not_finite_stops_with_a_diagnosis(chain, train_comman
         train_command(tmp_path / "run", *common, *more, stage="rho1")
 
 
-def test_all_weights_clipped_is_said(chain, train_command, tmp_path, capfd):
-    common = (f"model.path={chain['policy']}", f"experiment.critic_checkpoint={chain['critic']}", *SHORT)
-    bounds = ("weighting.weight_clip_min=1.0", "weighting.weight_clip_max=1.0")
-    train_command(tmp_path / "run", *common, *bounds, stage="verifiable")
-    assert capfd.readouterr().err.count("every token weight is clipped") == 1
-
-
 BAD = {
     "no critic": ("verifiable", ("experiment.critic_checkpoint=null",), "experiment.critic_checkpoint is missing"),
     "absent critic": ("verifiable", ("experiment.critic_checkpoint=nowhere",), "nowhere: no such model"),
@@ -289,7 +282,7 @@ BAD = {
     "correct only for a critic": ("critic", ("data_sampling.method=correct",), "a critic needs incorrect solutions"),
     "odd rows for pairs": ("critic", ("critic.loss_type=pairwise",), "must be even"),
     "too many for both kinds": ("critic", ("data_sampling.n_samples=200",), "asks for 100, but there are 60"),
-    "several heads for a reference": ("reference", (), "trains a next-token model"),
+    "several heads for a reference": ("reference", ("model.architecture=null",), "trains a next-token model"),
     "clip bounds in the wrong order": ("verifiable", ("weighting.weight_clip_min=9.0",), "weight_clip_min is above"),
     "curriculum phases": (
         "verifiable",
@@ -311,7 +304,8 @@ def others(chain, train_command, tiny_data, tmp_path_factory) -> dict[str, Path]
     from wmtp_jax.data.tokenize import train_tokenizer
 
     train_tokenizer(["print(input())"] * 9, 280, folder / "other")
-    train_command(runs["tokenizer"], f"model.tokenizer={folder / 'other'}", *next_token, stage="reference")
+    longer = "dataset.max_length=200"
+    train_command(runs["tokenizer"], f"model.tokenizer={folder / 'other'}", longer, *next_token, stage="reference")
     return runs
 
 
@@ -378,7 +372,7 @@ def test_pairs_stand_one_below_the_other(chain, tiny_data):
     overrides = [
         f"model.path={chain['policy']}",
         f"dataset.path={tiny_data}",
-        "dataset.max_length=96",
+        "dataset.max_length=160",
         "data_sampling.n_samples=100",
         "data_sampling.n_validation_samples=20",
         "critic.loss_type=pairwise",

@@ -17,17 +17,18 @@ EPILOG = """examples:
   python -m wmtp_jax.report storage/checkpoints/*/*-micro --json
 
 val/loss is the unweighted loss of the heads, so that runs with different weightings compare; that of a critic is its
-own. Weights are means over the last tenth of the updates."""
+own. "pairs right" is the pairwise accuracy of the critic (0.5 is chance), "V ~ position" the correlation of its values
+with the place of a token. Weights are means over the last tenth of the updates; "w. entropy" is 1 for equal weights."""
 _WEIGHTS = {
-    "train/weight_mean": "weight: mean",
-    "train/weight_entropy": "weight: entropy",
-    "train/weight_clipped_fraction": "weight: clipped",
-    "train/selected_fraction": "tokens selected",
+    "train/weight_mean": "weight mean",
+    "train/weight_entropy": "w. entropy",
+    "train/weight_clipped_fraction": "w. clipped",
+    "train/selected_fraction": "selected",
 }
 _VALUES = {
-    "val/pairwise_accuracy": "pairwise accuracy",
-    "val/explained_variance": "explained variance",
-    "val/position_correlation": "value ~ position",
+    "val/pairwise_accuracy": "pairs right",
+    "val/explained_variance": "expl. var.",
+    "val/position_correlation": "V ~ position",
 }
 
 
@@ -38,20 +39,20 @@ def main(argv: list[str] | None = None) -> int:
         print_json({"runs": runs})
         return 0
     n_heads = max((len(run["head_ce_loss"]) for run in runs), default=0)
-    columns = ["", *(run["stage"] for run in runs)]
+    stages = [run["stage"] for run in runs]
     rows: list[list[str]] = [
-        ["run", *(run["name"] for run in runs)],
+        *([["run", *(run["name"] for run in runs)]] if len(set(stages)) < len(stages) else []),
         ["steps", *(f"{run['steps']:,}" for run in runs)],
         ["best step", *(f"{run['best_step']:,}" for run in runs)],
         ["val/loss", *(f"{run['val/loss']:.4f}" for run in runs)],
     ]
     for k in range(n_heads):
-        rows.append([f"CE of head {k + 1}", *(_cell(dict(enumerate(run["head_ce_loss"])).get(k)) for run in runs)])
+        rows.append([f"head {k + 1} CE", *(_cell(dict(enumerate(run["head_ce_loss"])).get(k)) for run in runs)])
     for name, text in {**_VALUES, **_WEIGHTS}.items():
         cells = [_cell(run.get(name)) for run in runs]
         if any(cells):
             rows.append([text, *cells])
-    out.print(table("Runs (validation at the best step)", columns, rows))
+    out.print(table("Runs (validation at the best step)", ["", *stages], rows))
     return 0
 
 

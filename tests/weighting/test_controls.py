@@ -1,17 +1,24 @@
 """The controls: random weights of the same size, and the same weights in other places of their document."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weighting.documents import LENGTHS, random_documents, scattered
+from weighting.documents import LENGTHS, N_HEADS, random_documents, scattered
 
-from wmtp_jax.weighting.controls import random_matched, shuffled
+from wmtp_jax.losses.cross_entropy import logits_cross_entropy
+from wmtp_jax.losses.mtp import mtp_targets
+from wmtp_jax.weighting import controls, rho1, td
+from wmtp_jax.weighting.tokens import Tokens
+
+random_matched, shuffled = jax.jit(controls.random_matched), jax.jit(controls.shuffled)
 
 
-def noise(key, like) -> jax.Array:
+def noise(seed: int, like) -> jax.Array:
     """Uniform numbers, as the training step draws them."""
-    return jax.random.uniform(jax.random.key(key) if isinstance(key, int) else key, like.shape)
+    return jax.random.uniform(jax.random.key(seed), like.shape)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,14 @@ def test_random_weights_of_equal_or_no_weights():
     np.testing.assert_array_equal(nothing, 0.0)
 
 
+def test_random_weights_of_the_ends_of_the_noise_are_finite():
+    # Uniform numbers include 0, where a normal quantile is infinite.
+    weights, mask = jnp.array([[0.5, 2.0, 1.0]]), jnp.ones((1, 3), bool)
+    drawn = random_matched(weights, mask, jnp.array([[0.0, 0.5, 1.0 - 2.0**-24]]), 0.0, np.inf)
+    assert np.isfinite(drawn).all()
+    assert (np.diff(drawn[0]) > 0).all()
+
+
 def test_shuffled_weights_stay_in_their_document():
     documents = random_documents(8, LENGTHS)
     layout = scattered(documents, (2, 40), seed=8)
@@ -74,8 +89,6 @@ def test_shuffled_weights_stay_in_their_document():
     np.testing.assert_array_equal(first[~batch.response], 0.0)
     for document, ours in zip(documents, layout.unpack(first, documents), strict=True):
         np.testing.assert_array_equal(np.sort(ours[document.response]), np.sort(document.values[document.response]))
-    changed = first != np.where(batch.response, batch.values, 0.0)
-    assert {int(x) for row in range(2) for x in batch.segment_ids[row][changed[row]]}  # something moved
     for document, ours, theirs in zip(
         documents, layout.unpack(first, documents), layout.unpack(other, documents), strict=True
     ):
@@ -89,10 +102,37 @@ def test_every_order_is_equally_likely():
     segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 0]])
     mask = jnp.array([[False, True, True, True, False, True, True, True, False]])
     weights = jnp.where(mask, jnp.arange(9.0), 99.0)[:1]
-    keys = jax.random.split(jax.random.key(0), 6000)
-    drawn = np.asarray(jax.vmap(lambda key: shuffled(weights, mask, segments, noise(key, weights))[0])(keys))
+    draws = jax.random.uniform(jax.random.key(0), (6000, *weights.shape))
+    drawn = np.asarray(jax.vmap(lambda noise_BS: shuffled(weights, mask, segments, noise_BS)[0])(draws))
     for places in ((1, 2, 3), (5, 6, 7)):
         _, counts = np.unique(drawn[:, places], axis=0, return_counts=True)
         assert counts.size == 6
         # 1 000 each with a standard deviation of 29.
         np.testing.assert_allclose(counts, 1000, atol=5 * 29)
+
+
+@pytest.mark.parametrize("weigh", [td.weigh, partial(rho1.weigh, selection="soft")])
+def test_controls_in_the_place_of_a_scheme(weigh):
+    # Prompts as long as the furthest head looks ahead: every response token is a target of every head.
+    documents = random_documents(10, [(3, 6, 0), (4, 5, 1), (3, 7, 0)])
+    layout = scattered(documents, (2, 24), seed=10)
+    batch = layout.pack(documents)
+    targets, valid = mtp_targets(batch.tokens, batch.segment_ids, batch.response, N_HEADS)
+    ce = logits_cross_entropy(batch.logits, targets)
+    samples = (jnp.asarray(batch.values), batch.outcomes, batch.response, batch.segment_ids)
+    tokens = Tokens(ce, valid, *samples, jax.random.uniform(jax.random.key(0), ce.shape))
+    own, shuffled_, random = (
+        layout.unpack(
+            jnp.where(valid, jax.jit(partial(weigh, control=control))(tokens, td.initial_whitening())[0], 0.0),
+            documents,
+        )
+        for control in (None, "shuffled", "random_matched")
+    )
+    for document, inside in enumerate(layout.unpack(valid, documents)):
+        for head in range(N_HEADS):
+            mine, moved, drawn = (x[document][inside[:, head], head] for x in (own, shuffled_, random))
+            np.testing.assert_array_equal(np.sort(moved), np.sort(mine))
+            assert (moved != mine).any()
+            assert not np.isin(drawn, mine[(mine > 0.1) & (mine < 5.0)]).any()  # but for clipped ones
+    with pytest.raises(ValueError, match=r"'reversed'.*random_matched, shuffled"):
+        weigh(tokens, td.initial_whitening(), control="reversed")

@@ -65,6 +65,11 @@ SCHEMES = {
         TD | {"advantage": "gae", "gae_lambda": 0.5, "gamma": 0.9},
         lambda: whitened(each(restated.advantages, 0.9, 0.5)),
     ),
+    "gae, lambda 1, gamma 0.9": (
+        td.weigh,  # no Monte Carlo advantage: that needs gamma 1 too
+        TD | {"advantage": "gae", "gae_lambda": 1.0, "gamma": 0.9},
+        lambda: whitened(each(restated.advantages, 0.9, 1.0)),
+    ),
     "monte carlo": (
         td.weigh,
         TD | {"advantage": "gae", "gae_lambda": 1.0},

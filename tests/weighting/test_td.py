@@ -148,12 +148,15 @@ def test_too_few_response_tokens_for_statistics(tokens: int):
     d = jnp.where(response, jnp.arange(8.0)[None] - 0.3, 0.0)
     weights = td_weights(d, response, **SEED, statistics=moments(d, response, ddof=1))
     state = Whitening(jnp.float32(0.25), jnp.float32(2.0), jnp.int32(4))
+    with_moving = td_weights(d, response, **SEED, statistics=(state.mean, state.std))
     updated = update_whitening(state, d, response)
     if tokens < 2:
         np.testing.assert_array_equal(weights, response)  # 1 inside, 0 outside
+        np.testing.assert_array_equal(with_moving, response)
         assert [float(x) for x in updated] == [0.25, 2.0, 4.0]
     else:
         assert not np.isin(weights[response], [0.0, 1.0]).any()
+        assert not np.isin(with_moving[response], [0.0, 1.0]).any()
         assert int(updated.count) == 5
         assert float(updated.mean) != 0.25
         assert float(updated.std) != 2.0
