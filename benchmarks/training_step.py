@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.record import RESULTS, record
-from wmtp_jax.config import Settings, load_settings
+from wmtp_jax.config import Settings
 from wmtp_jax.console import err, out, print_json, table
 from wmtp_jax.data.batches import build_rows
 from wmtp_jax.data.pack import Rows
@@ -29,6 +29,7 @@ from wmtp_jax.errors import run_command
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
+from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.objective import make_objective
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.stages import STAGES

@@ -11,11 +11,12 @@ from flax import nnx
 
 import wmtp_jax
 from wmtp_jax import report, score
-from wmtp_jax.config import load_settings
 from wmtp_jax.data.batches import training_batches
 from wmtp_jax.data.sample import assign_bins, curriculum_order, draw_balanced, draw_pairs
 from wmtp_jax.data.store import open_split
 from wmtp_jax.errors import Failure, UserError
+from wmtp_jax.models import store
+from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.run import build_run
 from wmtp_jax.training.scoring import ScoreFile
 from wmtp_jax.training.stages import STAGES
@@ -66,6 +67,7 @@ def test_a_critic_of_a_frozen_trunk_changes_its_head_alone(chain):
     for part in ("trunk", "heads", "output", "norm", "tok_embeddings"):
         before, after = (jax.tree.leaves(nnx.state(getattr(model, part), nnx.Param)) for model in (policy, critic))
         assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)), part
+    assert not np.array_equal(critic.value_head.kernel[...], 0 * critic.value_head.kernel[...])
     moved = wmtp_jax.load_model(str(chain["full"]))
     assert not np.array_equal(moved.trunk.attention.wq.kernel[...], policy.trunk.attention.wq.kernel[...])
     np.testing.assert_array_equal(moved.heads.attention.wq.kernel[...], policy.heads.attention.wq.kernel[...])
@@ -151,6 +153,27 @@ def test_pairwise_critic_and_curriculum(chain, train_command, tmp_path, capfd):
     assert capfd.readouterr().err.count("every token weight is clipped") == 1
     with pytest.raises(UserError, match=r"no example of .* has a difficulty in any bin"):
         train_command(tmp_path / "none", policy, critic, "data_sampling.curriculum={}", stage="verifiable")
+
+
+def test_a_critic_with_adapters(chain, train_command, tmp_path):
+    """The trunk stays as it is; adapters stand beside it, are worked in on loading, and resume."""
+    settings = (
+        f"model.path={chain['policy']}",
+        "critic.train=lora",
+        "lora={rank: 2, alpha: 4, targets: [wq, w2]}",
+        "critic.head_learning_rate=1e-3",
+        "checkpoint.save_every_steps=2",
+    )
+    train_command(tmp_path / "whole", *settings, *SHORT, stage="critic")
+    train_command(tmp_path / "parts", *settings, "training.max_steps=2", stage="critic")
+    assert train_command(tmp_path / "parts", *settings, *SHORT, stage="critic")["first_step"] == 2
+    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    policy, critic = wmtp_jax.load_model(str(chain["policy"])), wmtp_jax.load_model(str(tmp_path / "whole@latest"))
+    block = policy.trunk.attention, critic.trunk.attention
+    assert not np.array_equal(block[0].wq.kernel[...], block[1].wq.kernel[...])
+    np.testing.assert_array_equal(block[0].wk.kernel[...], block[1].wk.kernel[...])
+    stored = store.open_arrays(tmp_path / "whole/checkpoints/4")
+    np.testing.assert_array_equal(stored["trunk.attention.wq.kernel"].read().result(), block[0].wq.kernel[...])
 
 
 def test_a_next_token_model_becomes_a_backbone(chain, train_command, tmp_path):

@@ -13,8 +13,8 @@ from flax import nnx
 
 import wmtp_jax
 from wmtp_jax import train
-from wmtp_jax.config import load_settings
 from wmtp_jax.errors import Failure, UserError
+from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training import loop
 from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.tracking import read_metrics

@@ -144,7 +144,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
 
 def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int, Any]:
     """Numbers of the solutions to score, ascending, the longest that counts, and the run's model settings."""
-    from wmtp_jax.config import load_settings, production_preset
+    from wmtp_jax.settings_file import load_settings, production_preset
     from wmtp_jax.training.inputs import draw_examples
     from wmtp_jax.training.stages import STAGES
 

@@ -7,9 +7,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmtp_jax.config import Settings, as_yaml, load_settings, production_preset
+from wmtp_jax.config import Settings
 from wmtp_jax.console import err, out, print_json, table
 from wmtp_jax.errors import UserError, run_command
+from wmtp_jax.settings_file import as_yaml, load_settings, production_preset
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -118,8 +118,8 @@ def test_no_gradient_through_the_target(golden):
 
 @pytest.mark.parametrize(("kind", "middle", "quarter"), [("linear", 0.7, 0.8), ("cosine", 0.7, 0.9 - 0.4 * 0.146447)])
 def test_lambda_schedule_holds_then_decays(kind: str, middle: float, quarter: float):
-    # 101 updates, 20 of them held: the way down is from update 20 to the last one, 100.
-    schedule = lambda_schedule(kind, 0.9, 0.5, 20 / 101, 101)
+    # 101 updates, 21 of them held: the way down is from update 20 to the last one, 100.
+    schedule = lambda_schedule(kind, 0.9, 0.5, 21 / 101, 101)
     steps = np.array([float(schedule(i)) for i in range(101)])
     np.testing.assert_allclose(steps[:21], 0.9, rtol=1e-6)
     np.testing.assert_allclose(steps[[40, 60, 100]], [quarter, middle, 0.5], rtol=1e-5)

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from wmtp_jax.config import load_settings
 from wmtp_jax.errors import Failure
+from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun, read_metrics
 
 ROOT = Path(__file__).parent.parent.parent

@@ -71,12 +71,13 @@ def test_random_weights_of_equal_or_no_weights():
     np.testing.assert_array_equal(nothing, 0.0)
 
 
-def test_random_weights_of_the_ends_of_the_noise_are_finite():
-    # Uniform numbers include 0, where a normal quantile is infinite.
-    weights, mask = jnp.array([[0.5, 2.0, 1.0]]), jnp.ones((1, 3), bool)
-    drawn = random_matched(weights, mask, jnp.array([[0.0, 0.5, 1.0 - 2.0**-24]]), 0.0, np.inf)
+def test_random_weights_at_the_ends_of_the_noise():
+    # Uniform numbers include 0, where a normal quantile is infinite; times the spread of equal weights that is NaN.
+    mask, noise_BS = jnp.ones((1, 3), bool), jnp.array([[0.0, 0.5, 1.0 - 2.0**-24]])
+    drawn = random_matched(jnp.array([[0.5, 2.0, 1.0]]), mask, noise_BS, 0.0, np.inf)
     assert np.isfinite(drawn).all()
     assert (np.diff(drawn[0]) > 0).all()
+    np.testing.assert_allclose(random_matched(jnp.ones((1, 3)), mask, noise_BS, 0.0, np.inf), 1.0, rtol=1e-6)
 
 
 def test_shuffled_weights_stay_in_their_document():

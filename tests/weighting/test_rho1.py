@@ -98,3 +98,9 @@ def test_soft_weights(temperature: float):
 def test_soft_weights_of_very_large_scores_are_finite():
     scores = jnp.array([[[1e4], [1e4], [-1e4]]])
     np.testing.assert_allclose(soft_weights(scores, jnp.ones(scores.shape, bool), 0.1)[0, :, 0], [1.5, 1.5, 0.0])
+
+
+def test_a_threshold_on_a_score_keeps_its_target():
+    """101 equal steps and k 0.7: the quantile is the 31st score itself, whatever float32 makes of 0.3 x 100."""
+    scores = jnp.arange(101.0)[None, :, None]
+    assert int(hard_weights(scores, jnp.ones(scores.shape, bool), 0.7).sum()) == 71

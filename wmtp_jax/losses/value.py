@@ -63,8 +63,8 @@ def lambda_schedule(kind: str, start: float, end: float, hold: float, total_step
         raise ValueError(f"lambda schedule {kind!r}; it must be one of {', '.join(LAMBDA_SCHEDULES)}")
     if kind == "constant":
         return optax.constant_schedule(start)
-    held = round(hold * total_steps)
-    way = max(total_steps - 1 - held, 1)  # the last update has `end`
+    held = max(round(hold * total_steps) - 1, 0)  # the last update that has `start`
+    way = max(total_steps - 1 - held, 1)  # the last update of all has `end`
     decay = optax.linear_schedule(0.0, 1.0, way)
 
     def schedule(step: Array | int) -> Array:

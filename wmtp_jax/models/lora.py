@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+ADAPTER = "lora"  # where an adapter stands beside the parameters while it is trained
 PROJECTIONS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
 
 
@@ -81,3 +82,10 @@ def merge(params: Mapping[str, Any], adapter: Mapping[str, Any], config: LoRACon
         else:
             result[name] = merge(value, part, config)
     return result
+
+
+def worked_in(params: Mapping[str, Any], config: LoRAConfig | None) -> Mapping[str, Any]:
+    """The parameters of the model, where an adapter that is trained stands beside them (under `ADAPTER`)."""
+    if config is None:
+        return params
+    return merge({name: part for name, part in params.items() if name != ADAPTER}, params[ADAPTER], config)

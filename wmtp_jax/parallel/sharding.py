@@ -23,6 +23,7 @@ PARAMETER_TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"feed_forward\.w2\.kernel", ("tensor", "fsdp")),
     (r"norm\.scale", ()),
     (r"value_head\.", ()),
+    (r"\.lora_[ab]$", ()),
 )
 
 BATCH_AXES = ("data", "fsdp")

@@ -16,7 +16,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from wmtp_jax.errors import Failure
-from wmtp_jax.models.store import PARAMS_FOLDER, save_args
+from wmtp_jax.models.lora import ADAPTER
+from wmtp_jax.models.store import ADAPTER_FOLDER, PARAMS_FOLDER, save_args
 from wmtp_jax.training.step import TrainState
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -89,15 +90,13 @@ class Checkpoints:
 
     def save(self, state: TrainState, metrics: dict[str, float], progress: dict[str, Any]) -> None:
         """Starts saving; the arrays are copied before this returns, the writing goes on behind."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params, save_args=save_args(state.params)),
-                optimizer=ocp.args.StandardSave(_beside_params(state)),
-                progress=ocp.args.JsonSave(progress),
-            ),
-            metrics=metrics,
-        )
+        items = {
+            name: ocp.args.StandardSave(tree, save_args=save_args(tree))
+            for name, tree in _weights(state.params).items()
+        }
+        items["optimizer"] = ocp.args.StandardSave(_beside_params(state))
+        args = ocp.args.Composite(**items, progress=ocp.args.JsonSave(progress))
+        self._manager.save(int(state.step), args=args, metrics=metrics)
 
     def restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Reads a step; ``target`` holds `jax.ShapeDtypeStruct` with the wanted shardings.
@@ -106,7 +105,7 @@ class Checkpoints:
           Failure: the step is damaged.
         """
         items = {
-            "params": ocp.args.StandardRestore(target.params),
+            **{name: ocp.args.StandardRestore(tree) for name, tree in _weights(target.params).items()},
             "optimizer": ocp.args.StandardRestore(_beside_params(target)),
             "progress": ocp.args.JsonRestore(),
         }
@@ -118,7 +117,10 @@ class Checkpoints:
                 f"{folder}: this checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}). "
                 "Move it away to continue from the checkpoint before it."
             ) from error
-        return TrainState(params=restored["params"], **restored["optimizer"]), restored["progress"]
+        params = restored[PARAMS_FOLDER]
+        if ADAPTER in target.params:
+            params = {**params, ADAPTER: restored[ADAPTER_FOLDER]}
+        return TrainState(params=params, **restored["optimizer"]), restored["progress"]
 
     def progress(self, step: int) -> dict[str, Any]:
         """Tokens and seconds up to a saved step."""
@@ -128,6 +130,12 @@ class Checkpoints:
     def metrics(self, step: int) -> dict[str, float]:
         """Validation metrics of a saved step."""
         return dict(self._manager.metrics(step))
+
+
+def _weights(params: Any) -> dict[str, Any]:
+    """The items that hold the weights, by their folders, as in a model directory."""
+    items = {PARAMS_FOLDER: {name: part for name, part in params.items() if name != ADAPTER}}
+    return {**items, ADAPTER_FOLDER: params[ADAPTER]} if ADAPTER in params else items
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:

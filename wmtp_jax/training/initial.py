@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from wmtp_jax.load import load_params, stored_arrays
 from wmtp_jax.models import store
+from wmtp_jax.models.lora import ADAPTER, init_adapter
 from wmtp_jax.models.value import ValueHead, with_bias
 from wmtp_jax.parallel.sharding import parameter_shardings
 from wmtp_jax.training.run import Run
@@ -43,7 +44,16 @@ def initial_params(run: Run, mesh: Mesh) -> Any:
         params = {**params, "value_head": _read_value_head(run, params["value_head"])}
     elif fresh_head:
         params = with_bias(params, run.settings.critic.bias_init)
+    if run.objective.lora is not None:
+        params = {**params, ADAPTER: fresh_adapter(run, params)}
     return jax.device_put(params, parameter_shardings(params, mesh))
+
+
+def fresh_adapter(run: Run, params: Any) -> Any:
+    """Adapters that change nothing yet, on the blocks that the values depend on."""
+    assert run.objective.lora is not None
+    blocks = {name: part for name, part in params.items() if name == "trunk"}
+    return init_adapter(blocks, run.objective.lora, run.settings.runtime.seed)
 
 
 def _as_backbone(params: Any, mesh: Mesh) -> Any:

@@ -128,10 +128,10 @@ def find_scorer(stage: Stage, settings: Settings, config: ModelConfig, tokenizer
                 f"  critic: {source.config}\n  policy: {config}\n"
                 "Train a critic on this policy, or set weighting.critic=frozen to use it as a model of its own"
             )
-        if source.description.source.get("trained") == "full":
+        if (trained := source.description.source.get("trained")) in ("full", "lora"):
             raise UserError(
-                f"{setting}: {path} was trained with critic.train=full: its value head reads its own trunk, not the "
-                "policy's. Set weighting.critic=frozen, or train a critic with critic.train=head"
+                f"{setting}: {path} was trained with critic.train={trained}: its value head reads its own trunk, "
+                "not the policy's. Set weighting.critic=frozen, or train a critic with critic.train=head"
             )
     return source
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,10 +25,11 @@ from wmtp_jax.errors import Failure
 from wmtp_jax.load import load_params
 from wmtp_jax.losses.mtp import mtp_targets
 from wmtp_jax.models import store
+from wmtp_jax.models.lora import ADAPTER
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
 from wmtp_jax.training.checkpoints import Checkpoints, abstract, best_step, saved_steps
-from wmtp_jax.training.initial import initial_params
+from wmtp_jax.training.initial import fresh_adapter, initial_params
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.run import Run, check_directory, write_run_files
 from wmtp_jax.training.scoring import make_scorer
@@ -106,6 +108,8 @@ class _Trainer:
             "unroll": settings.training.unroll_layers,
         }
         graphdef, self.shapes = store.build(run.config, **options)
+        if objective.lora is not None:
+            self.shapes = {**self.shapes, ADAPTER: jax.eval_shape(partial(fresh_adapter, run, self.shapes))}
         assert run.schedule.total_steps is not None
         rate = learning_rate_schedule(settings.training, run.schedule.total_steps)
         self.optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
@@ -155,8 +159,8 @@ class _Trainer:
 
     def trains(self, name: str) -> bool:
         """Whether a parameter is updated, by its dotted name."""
-        if self.run.stage.trains == "values" and self.run.settings.critic.train == "head":
-            return name.startswith("value_head.")
+        if self.run.stage.trains == "values" and self.run.settings.critic.train != "full":
+            return name.startswith(("value_head.", f"{ADAPTER}."))
         return self.run.objective.trains(name)
 
     def scored(self, rows: Rows) -> Rows:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax import Array
 
 from wmtp_jax.config import CriticSettings, Settings, WeightingSettings
@@ -26,6 +27,7 @@ from wmtp_jax.losses.value import (
     pairwise_sums,
     squared_errors,
 )
+from wmtp_jax.models.lora import LoRAConfig, worked_in
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.weighting import rho1, td, uniform
@@ -89,6 +91,7 @@ class Objective:
       value_coef: its weight.
       needs_scores: a frozen model's scores stand beside the tokens.
       draws: the weights are drawn at random.
+      lora: adapters that are trained beside the parameters; None: none.
       seed: of everything random in an update.
     """
 
@@ -101,11 +104,16 @@ class Objective:
     needs_scores: bool
     draws: bool
     seed: int
+    lora: LoRAConfig | None = None
 
     @property
     def needs_outcomes(self) -> bool:
         """Whether the rows must say which documents are correct."""
         return self.value_loss is not None or self.needs_scores
+
+    def model(self, graphdef: nnx.GraphDef[MTPTransformer], params: Any) -> MTPTransformer:
+        """The model with these parameters, its adapters worked in."""
+        return nnx.merge(graphdef, worked_in(params, self.lora))
 
     def trains(self, name: str) -> bool:
         """Whether a parameter has a gradient under this objective, by its dotted name."""
@@ -160,6 +168,7 @@ def make_objective(stage: Stage, settings: Settings, n_heads: int, *, total_step
         value_coef=weighting.value_coef if joint else 1.0,
         needs_scores=weighted and not joint,
         draws=scheme_name in CONTROLS,
+        lora=settings.lora.record() if stage.trains == "values" and settings.critic.train == "lora" else None,
         seed=settings.runtime.seed,
     )
 

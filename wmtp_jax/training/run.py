@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import yaml
 
-from wmtp_jax.config import Settings, as_yaml, flatten, read_environment
+from wmtp_jax.config import Settings, read_environment
 from wmtp_jax.data.batches import RowSet, build_rows, count_steps
 from wmtp_jax.data.sample import assign_bins
 from wmtp_jax.data.store import data_fingerprint, open_split
@@ -33,6 +33,7 @@ from wmtp_jax.load import ModelSource, split_step
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import resolve_shape
+from wmtp_jax.settings_file import as_yaml, flatten
 from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.inputs import (
     draw_examples,
@@ -389,6 +390,6 @@ def write_run_files(run: Run) -> None:
             facts[str(run.stage.scorer)] = str(run.scorer.directory)
         if run.source:
             facts["start_source"] = run.source.description.source
-        store.write_description(directory, run.config, facts)
+        store.write_description(directory, run.config, facts, run.objective.lora)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error

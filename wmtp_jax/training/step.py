@@ -101,7 +101,7 @@ def make_train_step(
     ) -> tuple[Array, Any]:
         """Loss of a micro-batch (its share of the whole), sums for the metrics, and what was weighed."""
         key, gae_lambda, noise_BSn = at
-        model = nnx.merge(graphdef, join_params(trained, kept))
+        model = objective.model(graphdef, join_params(trained, kept))
         ce_BSn, values_BS, noisy_BS = objective.forward(model, rows, key)
         loss, sums = jnp.zeros(()), {}
         if objective.n_heads:
@@ -137,7 +137,7 @@ def make_train_step(
         if objective.n_heads and (n_micro > 1 or not objective.reads_model):
             said: tuple[Any, Any] = None, None
             if objective.reads_model:
-                said = _all_micro(lambda r: objective.forward(nnx.merge(graphdef, state.params), r)[:2], rows)
+                said = _all_micro(lambda r: objective.forward(objective.model(graphdef, state.params), r)[:2], rows)
             flat = rows.map(_flatten)
             # Rows are sharded by B: B stays the outer axis, so that nothing moves between devices.
             ce_BSn, values_BS = jax.tree.map(_flatten, said)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from wmtp_jax.config import Settings, flatten, read_environment
+from wmtp_jax.config import Settings, read_environment
 from wmtp_jax.console import err
 from wmtp_jax.errors import Failure
+from wmtp_jax.settings_file import flatten
 
 METRICS_FILE, MLFLOW_FILE = "metrics.jsonl", "mlflow.json"
 

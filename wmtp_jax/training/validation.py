@@ -42,7 +42,7 @@ def make_eval_step(
     """
 
     def step(params: Any, rows: Rows) -> tuple[EvalSums, Array | None]:
-        model = nnx.merge(graphdef, params)
+        model = objective.model(graphdef, params)
         zero = jnp.zeros(())
         if objective.n_heads:  # the best step of these stages is chosen by the loss of tokens alone
             ce_BSn, _, _ = objective.forward(model, rows)

@@ -39,9 +39,12 @@ def thresholds(scores_BSn: Array, valid_BSn: Array, k_percent: float) -> Array:
     n_heads = scores_BSn.shape[-1]
     scores_Nn = jnp.where(valid_BSn, scores_BSn, jnp.inf).reshape(-1, n_heads)
     sorted_Nn = jnp.sort(scores_Nn, axis=0)  # invalid ones last
-    # Places are counted in whole numbers: the fraction of a large batch would not be exact in float32.
     last_n = jnp.maximum(jnp.sum(valid_BSn, axis=(0, 1), dtype=jnp.int32) - 1, 0)
     place_n = (1.0 - k_percent) * last_n.astype(jnp.float32)
+    # Rounding must not push a place off the score on which it falls: that target would be lost.
+    nearest_n = jnp.round(place_n)
+    rounding_n = 4 * jnp.finfo(jnp.float32).eps * place_n
+    place_n = jnp.where(jnp.abs(place_n - nearest_n) <= rounding_n, nearest_n, place_n)
     low_n = jnp.clip(jnp.floor(place_n).astype(jnp.int32), 0, last_n)
     high_n = jnp.minimum(low_n + 1, last_n)
     low, high = (jnp.take_along_axis(sorted_Nn, index[None], axis=0)[0] for index in (low_n, high_n))
