@@ -13,12 +13,12 @@ import wmtp_jax
 from wmtp_jax import report, score
 from wmtp_jax.data.batches import training_batches
 from wmtp_jax.data.sample import assign_bins, curriculum_order, draw_balanced, draw_pairs
+from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import open_split
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.models import store
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.run import build_run
-from wmtp_jax.training.scoring import ScoreFile
 from wmtp_jax.training.stages import STAGES
 from wmtp_jax.training.tracking import read_metrics
 
@@ -201,7 +201,7 @@ def test_report(chain, capsys):
 def test_interrupted_scoring_continues(chain, tiny_data, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(score, "_AT_ONCE", 40)
     written = []
-    original = score._write_part
+    original = score.write_part
 
     def stop_at_the_third(path, *content):
         if len(written) == 2:
@@ -211,11 +211,11 @@ def test_interrupted_scoring_continues(chain, tiny_data, tmp_path, monkeypatch, 
 
     output = tmp_path / "deep/scores.arrow"
     arguments = ["--model", str(chain["full"]), "--data", str(tiny_data), "--output", str(output), "--max-length", "64"]
-    monkeypatch.setattr(score, "_write_part", stop_at_the_third)
+    monkeypatch.setattr(score, "write_part", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         score.main(arguments)
     assert not output.exists()
-    monkeypatch.setattr(score, "_write_part", original)
+    monkeypatch.setattr(score, "write_part", original)
     assert score.main(arguments) == 0
     assert "2 of 5 parts are there" in capfd.readouterr().err
     assert [path.name for path in output.parent.iterdir()] == ["scores.arrow"]
@@ -224,8 +224,10 @@ def test_interrupted_scoring_continues(chain, tiny_data, tmp_path, monkeypatch, 
     np.testing.assert_allclose(
         one["scores"].combine_chunks().values, other["scores"].combine_chunks().values, rtol=1e-5, atol=1e-6
     )
-    with pytest.raises(UserError, match="exists already; --overwrite"):
-        score.main(arguments)
+    assert score.main(arguments) == 0  # finished: said, and nothing done
+    assert f"{output} is finished" in capfd.readouterr().err.replace("\n", "")
+    with pytest.raises(UserError, match="exists already and holds something else; --overwrite"):
+        score.main([*arguments, "--dtype", "bfloat16"])
 
 
 def test_scores_of_one_run_only(chain, tiny_data, tmp_path):
@@ -242,7 +244,13 @@ def test_scores_of_one_run_only(chain, tiny_data, tmp_path):
         file.of("train", [absent], [20], limit=64)
 
 
-def test_a_loss_that_stays_not_finite_stops_with_a_diagnosis(chain, train_command, tiny_data, tmp_path):
+def test_a_loss_that_stays_not_finite_stops_with_a_diagnosis(train_command, tmp_path):
+    more = ("training.learning_rate=1e30", "training.warmup_ratio=0.0", "training.max_skipped_steps=1")
+    with pytest.raises(Failure, match=r"step 3: .* 2 updates in a row were skipped.*start another run"):
+        train_command(tmp_path / "run", *more)
+
+
+def test_scores_that_are_not_finite_are_refused(chain, train_command, tmp_path):
     table = pa.ipc.open_file(str(chain["reference scores"])).read_all()
     scores = [[float("nan")] * len(row) for row in table["scores"].to_pylist()]
     broken = tmp_path / "nan.arrow"
@@ -250,9 +258,8 @@ def test_a_loss_that_stays_not_finite_stops_with_a_diagnosis(chain, train_comman
     with pa.ipc.new_file(str(broken), table.schema) as writer:
         writer.write_table(table)
     common = (f"model.path={chain['policy']}", f"experiment.reference_model={chain['reference']}")
-    more = (f"weighting.scores={broken}", "weighting.selection=soft", "training.max_skipped_steps=1")
-    with pytest.raises(Failure, match=r"step 2: .* 2 updates in a row were skipped.*weighting\.scores"):
-        train_command(tmp_path / "run", *common, *more, stage="rho1")
+    with pytest.raises(UserError, match="scores that are not finite"):
+        train_command(tmp_path / "run", *common, f"weighting.scores={broken}", stage="rho1")
 
 
 BAD = {
@@ -374,6 +381,8 @@ def test_balanced_and_pairs(tiny_data):
     assert len(draw_pairs(split, None, 0, "n")) == 60
     with pytest.raises(UserError, match="half of n asks for 61"):
         draw_pairs(split, 122, 0, "n")
+    with pytest.raises(UserError, match="n is 41; it must be even"):
+        draw_pairs(split, 41, 0, "n")
 
 
 def test_curriculum_order():

@@ -7,16 +7,22 @@ again continues.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wmtp_jax.console import Steps, err, out, print_json, table
-from wmtp_jax.errors import UserError, run_command
+from wmtp_jax.data.scores import ScoreFacts, ScoreFile, join_parts, write_part
+from wmtp_jax.errors import Failure, UserError, run_command
+
+if TYPE_CHECKING:
+    from wmtp_jax.data.store import Split
 
 EPILOG = """examples:
   python -m wmtp_jax.score --model storage/checkpoints/critic/critic-micro --data storage/datasets_v2/mini \\
@@ -86,7 +92,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     from wmtp_jax.data.tokenize import load_tokenizer
     from wmtp_jax.load import find_model
     from wmtp_jax.parallel.mesh import make_mesh
-    from wmtp_jax.training.scoring import ScoreFacts, check_scorer, model_fingerprint, tokenizer_fingerprint
+    from wmtp_jax.training.scoring import check_scorer, model_fingerprint, tokenizer_fingerprint
 
     started = time.perf_counter()
     for name in ("batch_size", "fsdp", "max_length"):
@@ -100,46 +106,82 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     chosen, max_length, model = _chosen(args, split)
     args.dtype = args.dtype or (model.compute_dtype if model else "float32")
     args.param_dtype = args.param_dtype or (model.param_dtype if model else "float32")
-    tokenizer = load_tokenizer(source.tokenizer or args.data / TOKENIZER)
+    named = model.tokenizer if model else None
+    tokenizer = load_tokenizer(source.tokenizer or named or args.data / TOKENIZER)
+    job = hashlib.sha256(chosen.astype(np.int64).tobytes())
+    job.update(json.dumps([_AT_ONCE, args.dtype, args.param_dtype]).encode())
     facts = ScoreFacts(
         kind=kind,
         model=model_fingerprint(source),
         data=data_fingerprint(args.data),
         tokenizer=tokenizer_fingerprint(tokenizer),
         max_length=max_length,
+        job=job.hexdigest(),
     )
-    # What a resumed command must have in common with the one before.
-    job = {**facts._asdict(), "solutions": len(chosen), "first_and_last": [int(chosen[0]), int(chosen[-1])]}
-    job |= {"dtype": args.dtype, "param_dtype": args.param_dtype}
     if args.output.is_dir():
         raise UserError(f"{args.output}: is a folder; --output names a file")
-    if args.output.exists() and not args.overwrite:
-        raise UserError(f"{args.output}: exists already; --overwrite replaces it")
-    parts = args.output.with_name(args.output.name + ".partial")
-    _prepare(parts, job)
-    chunks = [chosen[start : start + _AT_ONCE] for start in range(0, len(chosen), _AT_ONCE)]
-    missing = [number for number in range(len(chunks)) if not (parts / f"{number:06}.arrow").is_file()]
-    if len(missing) < len(chunks):
-        err.print(f"continuing: {len(chunks) - len(missing):,} of {len(chunks):,} parts are there", highlight=False)
+    if args.output.exists():
+        finished = _is_finished(args.output, facts)
+        if not finished and not args.overwrite:
+            raise UserError(f"{args.output}: exists already and holds something else; --overwrite replaces it")
+        if finished and not args.overwrite:
+            err.print(f"{args.output} is finished", highlight=False, soft_wrap=True)
+            return _figures(args, kind, len(chosen), started)
     try:
         mesh = make_mesh((-1, args.fsdp, 1))
     except ValueError as error:
         raise UserError(f"--fsdp {args.fsdp}: {error}") from error
-    with jax.set_mesh(mesh), Steps(f"scoring {split.name}", len(chosen)) as progress:
-        scorer = _Scorer(source, kind, mesh, args, max_length, tokenizer) if missing else None
-        for number, chunk in enumerate(chunks):
-            if number in missing:
-                assert scorer is not None
-                _write_part(parts / f"{number:06}.arrow", split.name, *scorer(split, chunk))
-            progress.advance(len(chunk))
-    figures = _merge(parts, args.output, facts)
+    parts = args.output.with_name(args.output.name + ".partial")
+    try:
+        _prepare(parts, facts._asdict())
+        with jax.set_mesh(mesh):
+            _write_parts(parts, split, chosen, lambda: _Scorer(source, kind, mesh, args, max_length, tokenizer))
+        whole = parts / "whole.writing"
+        join_parts(sorted(parts.glob("*.arrow")), whole, facts)
+        if not ScoreFile(whole).figures()["solutions"]:
+            shutil.rmtree(parts)
+            raise UserError(f"every solution is longer than {max_length} tokens; raise --max-length")
+        whole.replace(args.output)
+        shutil.rmtree(parts)
+    except OSError as error:
+        raise Failure(
+            f"{args.output}: cannot be written ({error.strerror or error}); what is done is kept in {parts}, and "
+            "the same command continues"
+        ) from error
+    return _figures(args, kind, len(chosen), started)
+
+
+def _figures(args: argparse.Namespace, kind: str, asked: int, started: float) -> dict[str, Any]:
+    figures = ScoreFile(args.output).figures()
     return {
         "kind": kind,
         **figures,
-        "left_out_too_long": len(chosen) - figures["solutions"],
+        "left_out_too_long": asked - figures["solutions"],
         "seconds": time.perf_counter() - started,
         "output": str(args.output),
     }
+
+
+def _is_finished(output: Path, facts: ScoreFacts) -> bool:
+    try:
+        return ScoreFile(output).facts == facts
+    except UserError:  # something else lies there
+        return False
+
+
+def _write_parts(parts: Path, split: Split, chosen: np.ndarray, make_scorer: Callable[[], _Scorer]) -> None:
+    """Scores what is not there yet, some solutions at a time."""
+    chunks = [chosen[start : start + _AT_ONCE] for start in range(0, len(chosen), _AT_ONCE)]
+    missing = {number for number in range(len(chunks)) if not (parts / f"{number:06}.arrow").is_file()}
+    if len(missing) < len(chunks):
+        err.print(f"continuing: {len(chunks) - len(missing):,} of {len(chunks):,} parts are there", highlight=False)
+    scorer = make_scorer() if missing else None
+    with Steps(f"scoring {split.name}", len(chosen)) as progress:
+        for number, chunk in enumerate(chunks):
+            if number in missing:
+                assert scorer is not None
+                write_part(parts / f"{number:06}.arrow", split.name, *scorer(split, chunk))
+            progress.advance(len(chunk))
 
 
 def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int, Any]:
@@ -206,6 +248,11 @@ class _Scorer:
                 for i in of_row:
                     end = start + len(documents[i].tokens)
                     result[i] = row[start:end].astype(np.float32)
+                    if not np.isfinite(result[i]).all():
+                        raise Failure(
+                            f"solution {int(numbers[i]) + 1} of {split.name} has scores that are not finite: "
+                            "the model is damaged, or overflows in --dtype"
+                        )
                     start = end
             at += self._rows
         return numbers, result
@@ -214,6 +261,8 @@ class _Scorer:
 def _prepare(parts: Path, job: dict[str, Any]) -> None:
     """Makes the folder of parts, or finds the one of the same job that was interrupted."""
     note = parts / "job.json"
+    if parts.is_file():
+        raise UserError(f"{parts}: is a file; remove it or name another --output")
     if parts.exists():
         try:
             same = json.loads(note.read_text()) == job
@@ -231,54 +280,6 @@ def _prepare(parts: Path, job: dict[str, Any]) -> None:
         note.write_text(json.dumps(job))
     except OSError as error:
         raise UserError(f"{parts}: cannot be written ({error.strerror})") from error
-
-
-def _schema(facts: Any = None) -> Any:
-    import pyarrow as pa
-
-    from wmtp_jax.training.scoring import FORMAT_VERSION
-
-    fields = [("split", pa.string()), ("row", pa.int64()), ("scores", pa.list_(pa.float32()))]
-    if facts is None:
-        return pa.schema(fields)
-    return pa.schema(fields, {"wmtp_jax": json.dumps({"format_version": FORMAT_VERSION, **facts._asdict()})})
-
-
-def _write_part(path: Path, split: str, numbers: np.ndarray, scores: list[np.ndarray]) -> None:
-    import pyarrow as pa
-
-    temporary = path.with_suffix(".writing")
-    columns = [pa.array([split] * len(numbers), pa.string()), pa.array(numbers, pa.int64())]
-    columns.append(pa.array(scores, pa.list_(pa.float32())))
-    with pa.ipc.new_file(str(temporary), _schema()) as writer:
-        writer.write(pa.record_batch(columns, schema=_schema()))
-    temporary.replace(path)
-
-
-def _merge(parts: Path, output: Path, facts: Any) -> dict[str, Any]:
-    """Writes the parts into one file, which appears whole; returns figures for the summary."""
-    import pyarrow as pa
-
-    temporary = parts / "whole.writing"
-    solutions = tokens = 0
-    total = 0.0
-    schema = _schema(facts)
-    with pa.ipc.new_file(str(temporary), schema) as writer:
-        for path in sorted(parts.glob("*.arrow")):
-            for batch in pa.ipc.open_file(pa.memory_map(str(path))).read_all().to_batches():
-                values = batch["scores"].values.to_numpy()
-                solutions, tokens, total = (
-                    solutions + len(batch),
-                    tokens + len(values),
-                    total + float(values.sum(dtype=float)),
-                )
-                writer.write(pa.record_batch(batch.columns, schema=schema))
-    if not solutions:
-        shutil.rmtree(parts)
-        raise UserError(f"every solution is longer than {facts.max_length} tokens; raise --max-length")
-    temporary.replace(output)
-    shutil.rmtree(parts)
-    return {"solutions": solutions, "tokens": tokens, "mean": total / tokens}
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ BASE = Objective(
     value_loss=None,
     value_coef=1.0,
     needs_scores=False,
+    needs_outcomes=False,
     draws=False,
     seed=3,
 )
@@ -162,8 +163,10 @@ def test_no_gradient_through_weights():
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(constant["value_head"])) == 0.0
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_its_counts():
-    objective = OBJECTIVES["verifiable, frozen"]
+@pytest.mark.parametrize("name", ["verifiable, frozen", "rho1"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_counts(name: str):
+    """Also where the loss stays finite: Rho-1 does not choose a target whose score is NaN."""
+    objective = OBJECTIVES[name]
     graphdef, _, params = initial(objective)
     optimizer = make_optimizer(SETTINGS, lambda _: 1e-2)
     state = init_state(params, optimizer, objective.trains)
@@ -172,7 +175,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counts():
     bad = good._replace(scores=np.where(np.arange(16) == 6, np.nan, good.scores).astype(np.float32))
     assert good.loss_mask[:, 6].any()
     after, metrics = step(state, bad.map(lambda x: jnp.asarray(x)[None]))
-    assert not np.isfinite(metrics["train/loss"])
+    assert np.isfinite(metrics["train/loss"]) == (name == "rho1")
     assert (int(after.step), int(after.skipped), int(after.skipped_in_a_row)) == (1, 1, 1)
     same = jax.tree.map(np.array_equal, (state.params, state.opt_state), (after.params, after.opt_state))
     assert all(jax.tree.leaves(same))

@@ -41,6 +41,7 @@ BASELINE = Objective(
     value_loss=None,
     value_coef=1.0,
     needs_scores=False,
+    needs_outcomes=False,
     draws=False,
     seed=0,
 )

@@ -38,7 +38,9 @@ def draw(
     return np.sort(np.random.default_rng(seed).choice(candidates, n_samples, replace=False))
 
 
-def draw_correct(split: Split, n_samples: int | None, seed: int, setting: str) -> np.ndarray:
+def draw_correct(
+    split: Split, n_samples: int | None, seed: int, setting: str, usable: np.ndarray | None = None
+) -> np.ndarray:
     """Correct solutions alone, as row numbers in ascending order.
 
     Args:
@@ -46,26 +48,31 @@ def draw_correct(split: Split, n_samples: int | None, seed: int, setting: str) -
       n_samples: how many, without replacement; None for all.
       seed: same seed and split, same draw.
       setting: where ``n_samples`` comes from, e.g. ``"data_sampling.n_samples"``.
+      usable: bool, the rows that may be drawn; None: all.
 
     Raises:
       UserError: there are none, or fewer than ``n_samples``.
     """
-    return draw(np.flatnonzero(split.is_correct), n_samples, seed, _what(split, True), setting)
+    return draw(np.flatnonzero(_masked(split.is_correct, usable)), n_samples, seed, _what(split, True), setting)
 
 
 def draw_balanced(
-    split: Split, n_samples: int | None, seed: int, setting: str, *, correct_ratio: float = 0.5
+    split: Split,
+    n_samples: int | None,
+    seed: int,
+    setting: str,
+    usable: np.ndarray | None = None,
+    *,
+    correct_ratio: float = 0.5,
 ) -> np.ndarray:
     """``round(n_samples * correct_ratio)`` correct solutions and the rest incorrect ones, of the same problems.
-
-    Only problems that have both kinds are drawn from, so that a critic cannot tell the outcome by the problem.
 
     Args: as `draw_correct`; ``n_samples`` None takes as many as the ratio allows.
 
     Raises:
       UserError: there are not as many of a kind.
     """
-    correct, incorrect = _of_problems_with_both(split)
+    correct, incorrect = _of_problems_with_both(split, usable)
     if n_samples is None:
         n_samples = int(min(len(correct) / correct_ratio, len(incorrect) / (1 - correct_ratio)))
     n_correct = round(n_samples * correct_ratio)
@@ -79,7 +86,13 @@ def draw_balanced(
 
 
 def draw_pairs(
-    split: Split, n_samples: int | None, seed: int, setting: str, *, max_pairs_per_problem: int | None = None
+    split: Split,
+    n_samples: int | None,
+    seed: int,
+    setting: str,
+    usable: np.ndarray | None = None,
+    *,
+    max_pairs_per_problem: int | None = None,
 ) -> np.ndarray:
     """Pairs of a correct and an incorrect solution of the same problem, each solution in one pair at most.
 
@@ -89,9 +102,11 @@ def draw_pairs(
       (pairs, 2) row numbers: correct, incorrect.
 
     Raises:
-      UserError: there are none, or fewer than asked for.
+      UserError: there are none, fewer than asked for, or an odd number is asked for.
     """
-    correct, incorrect = _of_problems_with_both(split)
+    if n_samples is not None and n_samples % 2:
+        raise UserError(f"{setting} is {n_samples}; it must be even, because two solutions make a pair")
+    correct, incorrect = _of_problems_with_both(split, usable)
     rng = np.random.default_rng(seed)
     correct, incorrect = rng.permutation(correct), rng.permutation(incorrect)
     pairs = []
@@ -161,14 +176,18 @@ def curriculum_order(
     return order
 
 
-def _of_problems_with_both(split: Split) -> tuple[np.ndarray, np.ndarray]:
+def _masked(rows: np.ndarray, usable: np.ndarray | None) -> np.ndarray:
+    return rows if usable is None else rows & usable
+
+
+def _of_problems_with_both(split: Split, usable: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of correct and of incorrect solutions, of problems that have both."""
     n_problems = len(split.task_ids)
     both = np.ones(n_problems, bool)
     for kind in (True, False):
         both &= np.bincount(split.problem[split.is_correct == kind], minlength=n_problems) > 0
-    usable = both[split.problem]
-    return np.flatnonzero(usable & split.is_correct), np.flatnonzero(usable & ~split.is_correct)
+    rows = _masked(both[split.problem], usable)
+    return np.flatnonzero(rows & split.is_correct), np.flatnonzero(rows & ~split.is_correct)
 
 
 def _what(split: Split, correct: bool) -> str:

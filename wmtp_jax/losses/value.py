@@ -12,7 +12,6 @@ from jax import Array
 
 from wmtp_jax.losses.documents import ahead, document_means, goes_on, reverse_affine_scan
 
-VALUE_LOSSES = ("mse", "huber", "lambda_return", "pairwise")
 LAMBDA_SCHEDULES = ("constant", "linear", "cosine")
 
 

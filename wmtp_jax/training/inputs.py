@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from wmtp_jax.config import Settings
-from wmtp_jax.data.sample import draw_balanced, draw_correct, draw_pairs
+from wmtp_jax.console import err
+from wmtp_jax.data.sample import assign_bins, draw_balanced, draw_correct, draw_pairs
+from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import Split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import ModelSource, find_model, split_step
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.training.objective import chosen_scheme
-from wmtp_jax.training.scoring import ScoreFile, check_scorer, model_fingerprint, tokenizer_fingerprint
+from wmtp_jax.training.scoring import check_scorer, model_fingerprint, tokenizer_fingerprint
 from wmtp_jax.training.stages import Stage
 
 
@@ -56,6 +58,8 @@ def find_architecture(stage: Stage, settings: Settings) -> tuple[ModelConfig, Mo
         config = dataclasses.replace(config, value_head=head)
     if stage.trains == "values" and config.n_future_tokens == 1:
         config = dataclasses.replace(config, n_future_tokens=0)
+    if stage.trains == "values" and settings.critic.train == "lora" and not config.n_trunk_layers:
+        raise UserError("critic.train is lora, but the model has no trunk block for an adapter; use head")
     return config, source
 
 
@@ -98,7 +102,9 @@ def scorer_path(stage: Stage, settings: Settings) -> tuple[Path | None, str]:
     return path, setting
 
 
-def find_scorer(stage: Stage, settings: Settings, config: ModelConfig, tokenizer: Any) -> ModelSource | None:
+def find_scorer(
+    stage: Stage, settings: Settings, config: ModelConfig, policy: ModelSource | None, tokenizer: Any
+) -> ModelSource | None:
     """The critic or the reference, checked against the model that is trained; None where the stage needs none.
 
     Raises:
@@ -132,6 +138,14 @@ def find_scorer(stage: Stage, settings: Settings, config: ModelConfig, tokenizer
             raise UserError(
                 f"{setting}: {path} was trained with critic.train={trained}: its value head reads its own trunk, "
                 "not the policy's. Set weighting.critic=frozen, or train a critic with critic.train=head"
+            )
+        backbone = source.description.source.get("backbone")
+        if policy is None or (backbone and backbone != model_fingerprint(policy)):
+            err.print(
+                f"[yellow]{setting}: {path} was trained on other weights than those of the policy[/] (model.path); its "
+                "value head may say little on this trunk until it has learned it",
+                highlight=False,
+                soft_wrap=True,
             )
     return source
 
@@ -177,29 +191,38 @@ def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) 
     sampling = settings.data_sampling
     method = sampling_method(stage, settings, split.name)
     n_samples = sampling.n_samples if split.name == "train" else sampling.n_validation_samples
+    usable = None
+    if split.name == "train" and sampling.curriculum is not None:
+        usable = assign_bins(split.difficulty, sampling.curriculum.bins) >= 0
+        if not usable.any():
+            raise UserError(
+                f"data_sampling.curriculum: no example of {split.path} has a difficulty in any bin; change "
+                "data_sampling.curriculum.bins or leave data_sampling.curriculum out"
+            )
+    drawn = split, n_samples, sampling.seed, setting, usable
     if method == "correct":
-        return draw_correct(split, n_samples, sampling.seed, setting)
+        return draw_correct(*drawn)
     if method == "balanced":
         ratio = sampling.correct_ratio if split.name == "train" else 0.5
-        return draw_balanced(split, n_samples, sampling.seed, setting, correct_ratio=ratio)
-    limit = sampling.max_pairs_per_problem
-    pairs = draw_pairs(split, n_samples, sampling.seed, setting, max_pairs_per_problem=limit)
+        return draw_balanced(*drawn, correct_ratio=ratio)
+    limit = sampling.max_pairs_per_problem if split.name == "train" else None
+    pairs = draw_pairs(*drawn, max_pairs_per_problem=limit)
     # Only the pairwise loss needs the sides of a pair below each other.
     side_by_side = stage.trains == "values" and settings.critic.loss_type == "pairwise"
     return pairs if side_by_side else np.sort(pairs.reshape(-1))
 
 
 def open_scores(
-    stage: Stage, settings: Settings, scorer: ModelSource | None, tokenizer: Any, fingerprint: str
+    stage: Stage, settings: Settings, tokenizer: Any, data_fingerprint: str, scorer_fingerprint: str | None
 ) -> ScoreFile | None:
     """The file of scores that the settings name, checked against model and data; None without one."""
-    if settings.weighting.scores is None or scorer is None or stage.scorer is None:
+    if settings.weighting.scores is None or scorer_fingerprint is None or stage.scorer is None:
         return None
     file = ScoreFile(settings.weighting.scores)
     file.check(
         kind=stage.scorer,
-        data=fingerprint,
+        data=data_fingerprint,
         tokenizer=tokenizer_fingerprint(tokenizer),
-        model=model_fingerprint(scorer),
+        model=scorer_fingerprint,
     )
     return file

@@ -113,7 +113,7 @@ class _Trainer:
         assert run.schedule.total_steps is not None
         rate = learning_rate_schedule(settings.training, run.schedule.total_steps)
         self.optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
-        self.shardings = state_shardings(self.shapes, self.optimizer, mesh, self.trains)
+        self.shardings = state_shardings(self.shapes, self.optimizer, mesh, objective.trains)
         self.target = abstract(jax.eval_shape(self._init, self.shapes), self.shardings)
         # Micro-batches come first: (A, B, S) is split over devices by B.
         self.batch_sharding = batch_sharding(mesh, batch_axis=1)
@@ -131,7 +131,7 @@ class _Trainer:
         # Every placement is pinned: an unpinned step compiles twice, and may replicate.
         self.step = (
             jax.jit(
-                make_train_step(graphdef, self.optimizer, rate, objective, self.trains),
+                make_train_step(graphdef, self.optimizer, rate, objective, objective.trains),
                 in_shardings=(self.shardings, train_rows.map(lambda _: self.batch_sharding)),
                 out_shardings=(self.shardings, replicated),
                 donate_argnums=0,
@@ -148,20 +148,17 @@ class _Trainer:
             .lower(self.target.params, eval_rows)
             .compile()
         )
-        self._score = self._frozen = None
+        self._score: Any = None
+        self._frozen: Any = None
         if objective.needs_scores and run.train.rows.scores is None:
             assert run.scorer is not None
             assert run.stage.scorer is not None
             frozen_graphdef, frozen_shapes = store.build(run.scorer.config, **{**options, "remat": False})
             self._frozen = load_params(run.scorer, frozen_shapes, mesh)
-            self._score = jax.jit(make_scorer(frozen_graphdef, run.stage.scorer), out_shardings=self.batch_sharding)
+            scorer = jax.jit(make_scorer(frozen_graphdef, run.stage.scorer), out_shardings=self.batch_sharding)
+            places = train_rows.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding))
+            self._score = scorer.lower(self._frozen, places.tokens, places.segment_ids).compile()
         err.print(f"compiled in {time.perf_counter() - started:.1f} s", highlight=False)
-
-    def trains(self, name: str) -> bool:
-        """Whether a parameter is updated, by its dotted name."""
-        if self.run.stage.trains == "values" and self.run.settings.critic.train != "full":
-            return name.startswith(("value_head.", f"{ADAPTER}."))
-        return self.run.objective.trains(name)
 
     def scored(self, rows: Rows) -> Rows:
         """Rows on the devices with the frozen model's scores, where they do not bring them along."""
@@ -170,7 +167,7 @@ class _Trainer:
         return rows._replace(scores=self._score(self._frozen, rows.tokens, rows.segment_ids))
 
     def _init(self, params: Any) -> TrainState:
-        return init_state(params, self.optimizer, self.trains)
+        return init_state(params, self.optimizer, self.run.objective.trains)
 
     def fresh_state(self) -> TrainState:
         """The state before the first update: loaded or random weights, an empty optimizer."""
@@ -265,6 +262,9 @@ class _Logger:
         self.progress["seconds"] += seconds
         self.progress["skipped"] = int(values["train/skipped_steps"])
         self.progress["empty"] += values["train/target_tokens"] == 0
+        if (head_rate := self._run.settings.critic.head_learning_rate) is not None and self._run.objective.value_loss:
+            ratio = head_rate / self._run.settings.training.learning_rate
+            values["train/head_learning_rate"] = values["train/learning_rate"] * ratio
         values |= {
             "perf/step_seconds": seconds,
             "perf/tokens_per_second": tokens / seconds,
@@ -298,15 +298,14 @@ class _Logger:
                 f"step {step}: {figures}; {in_a_row} updates in a row were skipped, more than "
                 f"training.max_skipped_steps {settings.training.max_skipped_steps}; stopped. Not finite: "
                 f"{', '.join(bad)}. Earlier checkpoints in {self._run.directory} are untouched. If it came on after "
-                "good steps, lower training.learning_rate or training.max_grad_norm, or raise training.warmup_ratio; "
-                "if it was there from the first step, look for NaN in the model (`python -m conversion inspect`) and "
-                "in weighting.scores."
+                "good steps, start another run (experiment.name) from them (model.path=RUN@latest) with a lower "
+                "training.learning_rate or training.max_grad_norm; if it was there from the first step, look for NaN "
+                "in the model (`python -m conversion verify`) and in the scores of the critic or reference."
             )
 
     def _flops(self, rows: Rows) -> float:
         objective = self._run.objective
-        frozen = self._run.stage.trains == "values" and self._run.settings.critic.train == "head"
-        return model_flops(self._run.config, rows, n_heads=objective.n_heads, backward=not frozen)
+        return model_flops(self._run.config, rows, n_heads=objective.n_heads, backward=objective.backbone != "head")
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         self._record(step, values)

@@ -27,7 +27,7 @@ from wmtp_jax.losses.value import (
     pairwise_sums,
     squared_errors,
 )
-from wmtp_jax.models.lora import LoRAConfig, worked_in
+from wmtp_jax.models.lora import ADAPTER, LoRAConfig, worked_in
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.weighting import rho1, td, uniform
@@ -40,7 +40,7 @@ class ValueLoss:
     """The critic's loss.
 
     Attributes:
-      kind: of `wmtp_jax.losses.value.VALUE_LOSSES`.
+      kind: ``mse``, ``huber``, ``lambda_return`` or ``pairwise``.
       delta: of Huber's loss.
       gamma, gae_lambda: of lambda returns; lambda by update.
       include_prompt: prompt tokens count too.
@@ -90,8 +90,11 @@ class Objective:
       value_loss: None where no value head is trained.
       value_coef: its weight.
       needs_scores: a frozen model's scores stand beside the tokens.
+      needs_outcomes: the rows say which documents are correct.
       draws: the weights are drawn at random.
-      lora: adapters that are trained beside the parameters; None: none.
+      backbone: ``full``: all parameters that the losses depend on are trained; ``head``: the value head alone;
+        ``lora``: the value head and adapters.
+      lora: the adapters, where they are trained.
       seed: of everything random in an update.
     """
 
@@ -102,23 +105,22 @@ class Objective:
     value_loss: ValueLoss | None
     value_coef: float
     needs_scores: bool
+    needs_outcomes: bool
     draws: bool
     seed: int
+    backbone: str = "full"
     lora: LoRAConfig | None = None
-
-    @property
-    def needs_outcomes(self) -> bool:
-        """Whether the rows must say which documents are correct."""
-        return self.value_loss is not None or self.needs_scores
 
     def model(self, graphdef: nnx.GraphDef[MTPTransformer], params: Any) -> MTPTransformer:
         """The model with these parameters, its adapters worked in."""
         return nnx.merge(graphdef, worked_in(params, self.lora))
 
     def trains(self, name: str) -> bool:
-        """Whether a parameter has a gradient under this objective, by its dotted name."""
+        """Whether a parameter is updated, by its dotted name."""
         if name.startswith("value_head."):
             return self.value_loss is not None
+        if self.backbone != "full":
+            return name.startswith(f"{ADAPTER}.")
         if name.startswith(("heads.", "output.")):
             return self.n_heads > 0
         return True
@@ -167,7 +169,9 @@ def make_objective(stage: Stage, settings: Settings, n_heads: int, *, total_step
         value_loss=value_loss,
         value_coef=weighting.value_coef if joint else 1.0,
         needs_scores=weighted and not joint,
+        needs_outcomes=value_loss is not None or (weighted and stage.scorer == "critic"),
         draws=scheme_name in CONTROLS,
+        backbone=settings.critic.train if stage.trains == "values" else "full",
         lora=settings.lora.record() if stage.trains == "values" and settings.critic.train == "lora" else None,
         seed=settings.runtime.seed,
     )

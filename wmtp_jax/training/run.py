@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
+from pydantic import ValidationError
 
 from wmtp_jax.config import Settings, read_environment
 from wmtp_jax.data.batches import RowSet, build_rows, count_steps
@@ -54,6 +55,7 @@ SETTINGS_FILE, RUN_FILE = "settings.yaml", "run.json"
 # rows are divided is free; how many there are is not, see `_identity`.
 _FREE = (
     "training.max_steps",
+    "training.max_skipped_steps",
     "training.batch_size",
     "training.gradient_accumulation_steps",
     "checkpoint.",
@@ -188,11 +190,12 @@ def build_run(stage: Stage, settings: Settings) -> Run:
     splits = {name: open_split(dataset.path, name) for name in ("train", "valid")}
     tokenizer = load_tokenizer(find_tokenizer(settings, source))
     read_environment()  # a broken .env is found now, not after the model is loaded
-    scorer = find_scorer(stage, settings, config, tokenizer)
+    scorer = find_scorer(stage, settings, config, source, tokenizer)
     fingerprint = data_fingerprint(dataset.path)
     # Which fields the rows need does not depend on the sizes of the run.
     needs = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
-    score_file = open_scores(stage, settings, scorer, tokenizer, fingerprint)
+    scorer_fingerprint = model_fingerprint(scorer) if needs.needs_scores and scorer else None
+    score_file = open_scores(stage, settings, tokenizer, fingerprint, scorer_fingerprint)
     sets = {}
     for name, setting in (("train", "n_samples"), ("valid", "n_validation_samples")):
         split = splits[name]
@@ -200,12 +203,6 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         bins = None
         if name == "train" and sampling.curriculum is not None:
             bins = assign_bins(split.difficulty[chosen].reshape(len(chosen), -1)[:, 0], sampling.curriculum.bins)
-            if not (bins >= 0).any():
-                raise UserError(
-                    f"data_sampling.curriculum: no example of {split.path} has a difficulty in any bin; change "
-                    "data_sampling.curriculum.bins or leave data_sampling.curriculum out"
-                )
-            chosen, bins = chosen[bins >= 0], bins[bins >= 0]
         sets[name] = build_rows(
             split,
             chosen,
@@ -224,7 +221,6 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         raise UserError(
             f"training.batch_size is {settings.training.batch_size}; it must be even, because a pair takes two rows"
         )
-    uses_scores = needs.needs_scores and scorer is not None
     return Run(
         stage=stage,
         settings=settings,
@@ -245,7 +241,7 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         ),
         scorer=scorer,
         fingerprint=fingerprint,
-        scorer_fingerprint=model_fingerprint(scorer) if uses_scores and scorer else None,
+        scorer_fingerprint=scorer_fingerprint,
     )
 
 
@@ -307,7 +303,7 @@ def _check_same_run(run: Run) -> None:
     directory = run.directory
     try:
         before = {
-            **flatten(yaml.safe_load((directory / SETTINGS_FILE).read_text())),
+            **flatten(_with_defaults(yaml.safe_load((directory / SETTINGS_FILE).read_text()))),
             **_identity(json.loads((directory / RUN_FILE).read_text())),
         }
     except (ValueError, AttributeError, yaml.YAMLError) as error:
@@ -330,13 +326,21 @@ def _check_same_run(run: Run) -> None:
         )
 
 
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings that a run wrote, perhaps before some of today's existed: those have their defaults."""
+    try:
+        return dict(yaml.safe_load(as_yaml(Settings.model_validate(values))))
+    except ValidationError:  # one that no longer exists: it is compared as it stands
+        return values
+
+
 def _record(run: Run) -> dict[str, Any]:
     """What ``run.json`` says of a run beside its settings."""
     return {
         "stage": run.stage.name,
         "data_fingerprint": run.fingerprint,
         "rows_per_step": run.schedule.rows_per_step,
-        "rows_sha256": _hash_rows(run.train.rows, run.validation.rows),
+        "rows_sha256": _hash_rows(run.train.rows._replace(scores=None), run.validation.rows),
         "scorer_fingerprint": run.scorer_fingerprint,
     }
 
@@ -386,6 +390,7 @@ def write_run_files(run: Run) -> None:
         facts: dict[str, Any] = {"start": origin, "stage": run.stage.name}
         if run.stage.trains == "values":
             facts["trained"] = run.settings.critic.train
+            facts["backbone"] = model_fingerprint(run.source) if run.source else None
         if run.scorer:
             facts[str(run.stage.scorer)] = str(run.scorer.directory)
         if run.source:

@@ -178,6 +178,10 @@ def make_train_step(
         done = TrainState(state.step, params, opt_state, whitening, state.skipped, jnp.zeros((), jnp.int32))
         skipped = state._replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # A score or a statistic that is not finite may leave the loss finite: a target is not chosen, a weight clipped.
+        finite &= jnp.isfinite(whitening.mean) & jnp.isfinite(whitening.std)
+        if objective.needs_scores:
+            finite &= jnp.all(jnp.isfinite(rows.scores) | (rows.segment_ids == 0))
         after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), done, skipped)
         after = after._replace(step=state.step + 1)
         metrics = {
