@@ -1,6 +1,7 @@
 """All stages from end to end on tiny data: the chain of runs, frozen scores, exact resume, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,8 +16,11 @@ from wmtp_jax.data.batches import training_batches
 from wmtp_jax.data.sample import assign_bins, curriculum_order, draw_balanced, draw_pairs
 from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import open_split
+from wmtp_jax.data.tokenize import train_tokenizer
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.models import store
+from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.run import build_run
 from wmtp_jax.training.stages import STAGES
@@ -323,20 +327,23 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def others(chain, train_command, tiny_data, tmp_path_factory) -> dict[str, Path]:
+def others(tiny_data, tmp_path_factory) -> dict[str, Path]:
     """Models that do not fit: another width, another vocabulary, another tokenizer."""
     folder = tmp_path_factory.mktemp("others")
-    runs = {name: folder / name for name in ("wide", "vocabulary", "tokenizer")}
-    one = ("training.max_steps=1",)
-    train_command(runs["wide"], "model.architecture.dim=40", "model.architecture.value_head=linear", *one)
-    next_token = ("model.architecture.n_future_tokens=1", *one)
-    train_command(runs["vocabulary"], "model.architecture.vocab_size=310", *next_token, stage="reference")
-    from wmtp_jax.data.tokenize import train_tokenizer
-
     train_tokenizer(["print(input())"] * 9, 280, folder / "other")
-    longer = "dataset.max_length=200"
-    train_command(runs["tokenizer"], f"model.tokenizer={folder / 'other'}", longer, *next_token, stage="reference")
-    return runs
+    shape = {"n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 64}
+    models = {
+        "wide": ({"dim": 40, "vocab_size": 300, "n_future_tokens": 2, "value_head": "mlp"}, tiny_data / "tokenizer"),
+        "vocabulary": ({"dim": 32, "vocab_size": 310, "n_future_tokens": 1}, tiny_data / "tokenizer"),
+        "tokenizer": ({"dim": 32, "vocab_size": 300, "n_future_tokens": 1}, folder / "other"),
+    }
+    for name, (sizes, tokenizer) in models.items():
+        config = ModelConfig(**shape, **sizes)
+        (folder / name).mkdir()
+        store.write_description(folder / name, config, {})
+        store.write_params(folder / name, store.random_params(config, 0, "float32", make_mesh((-1, 1, 1))))
+        shutil.copytree(tokenizer, folder / name / "tokenizer")
+    return {name: folder / name for name in models}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -355,8 +362,6 @@ def test_what_does_not_fit_is_refused(chain, others, train_command, tmp_path, ca
 
 
 def test_scores_of_changed_data_are_refused(chain, train_command, tiny_data, tmp_path):
-    import shutil
-
     changed = tmp_path / "data"
     shutil.copytree(tiny_data, changed)
     lines = (changed / "train.jsonl").read_text().splitlines(keepends=True)
