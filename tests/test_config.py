@@ -6,15 +6,9 @@ from pathlib import Path
 import pytest
 
 from wmtp_jax import config_reference
-from wmtp_jax.config import (
-    DataSamplingSettings,
-    Environment,
-    as_yaml,
-    flatten,
-    load_settings,
-    production_preset,
-)
+from wmtp_jax.config import DataSamplingSettings, Environment
 from wmtp_jax.errors import UserError
+from wmtp_jax.settings_file import as_yaml, flatten, load_settings, production_preset
 
 ROOT = Path(__file__).parent.parent
 MICRO = ROOT / "configs/baseline/micro.yaml"

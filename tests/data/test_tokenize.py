@@ -56,7 +56,7 @@ def sentence_piece(tmp_path_factory):
 
 
 def example(instruction: str, output: str, input: str = ""):
-    return SimpleNamespace(instruction=instruction, input=input, output=output)
+    return SimpleNamespace(instruction=instruction, input=input, output=output, is_correct=True)
 
 
 ODD = ["x = 1", "  indented\n", "\tx\r\ny", "", "\n\n", " ", "é 한국어 \N{SNAKE}", "</s>"]
