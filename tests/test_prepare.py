@@ -301,10 +301,20 @@ def test_rows_edited_by_hand(small: Path):
     path.write_text("\n".join([*lines[:2], lines[2][:-5], *lines[3:]]) + "\n")
     with pytest.raises(UserError, match=r"train.jsonl line 3, column \d+: broken JSON"):
         open_split(small, "train")
-    # Same size, so that the index is trusted: the row itself is checked when it is read.
+    # The size is the same, the file is not.
     path.write_text("\n".join([lines[0], "x" * len(lines[1]), *lines[2:]]) + "\n")
     with pytest.raises(UserError, match=r"train.jsonl line 2"):
         open_split(small, "train").read([1])
+
+
+def test_an_edit_of_the_same_size_is_seen(small: Path):
+    path = small / "train.jsonl"
+    text = path.read_text()
+    before = open_split(small, "train").is_correct.sum()
+    edited = text.replace('"is_correct":true,', '"is_correct":false,', 1).replace("p0", "p", 1)
+    assert len(edited) == len(text)
+    path.write_text(edited)
+    assert open_split(small, "train").is_correct.sum() == before - 1
 
 
 def test_missing_sets_and_splits(small: Path):

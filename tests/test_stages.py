@@ -198,6 +198,10 @@ def test_report(chain, capsys):
     assert 0 <= critic["val/pairwise_accuracy"] <= 1
     assert report.main([str(chain["policy"]), str(chain["critic"])]) == 0
     assert "pairs right" in capsys.readouterr().out
+    (chain["policy"].parent / "begun").mkdir(exist_ok=True)
+    (chain["policy"].parent / "begun/run.json").write_text('{"stage": "rho1"}')
+    assert report.main([str(chain["policy"].parent / "begun"), str(chain["policy"])]) == 0
+    assert "begun: the run has not saved a checkpoint yet" in capsys.readouterr().err.replace("\n", "")
     with pytest.raises(UserError, match="not a run directory"):
         report.main([str(chain["policy"].parent)])
 
@@ -219,6 +223,7 @@ def test_interrupted_scoring_continues(chain, tiny_data, tmp_path, monkeypatch, 
     with pytest.raises(KeyboardInterrupt):
         score.main(arguments)
     assert not output.exists()
+    assert "the same command continues" in capfd.readouterr().err
     monkeypatch.setattr(score, "write_part", original)
     assert score.main(arguments) == 0
     assert "2 of 5 parts are there" in capfd.readouterr().err
@@ -244,7 +249,7 @@ def test_scores_of_one_run_only(chain, tiny_data, tmp_path):
     split = open_split(tiny_data, "train")
     file = ScoreFile(output)
     absent = next(row for row in range(len(split)) if ("train", row) not in file._place)
-    with pytest.raises(UserError, match="no scores for solution"):
+    with pytest.raises(UserError, match="made for another draw"):
         file.of("train", [absent], [20], limit=64)
 
 
@@ -254,7 +259,7 @@ def test_a_loss_that_stays_not_finite_stops_with_a_diagnosis(train_command, tmp_
         train_command(tmp_path / "run", *more)
 
 
-def test_scores_that_are_not_finite_are_refused(chain, train_command, tmp_path):
+def test_damaged_scores_are_refused(chain, train_command, tmp_path):
     table = pa.ipc.open_file(str(chain["reference scores"])).read_all()
     scores = [[float("nan")] * len(row) for row in table["scores"].to_pylist()]
     broken = tmp_path / "nan.arrow"
@@ -262,7 +267,7 @@ def test_scores_that_are_not_finite_are_refused(chain, train_command, tmp_path):
     with pa.ipc.new_file(str(broken), table.schema) as writer:
         writer.write_table(table)
     common = (f"model.path={chain['policy']}", f"experiment.reference_model={chain['reference']}")
-    with pytest.raises(UserError, match="scores that are not finite"):
+    with pytest.raises(UserError, match="damaged: the scores are not those"):
         train_command(tmp_path / "run", *common, f"weighting.scores={broken}", stage="rho1")
 
 

@@ -159,7 +159,10 @@ class DataSamplingSettings(_Part):
     correct_ratio: float = Field(0.5, gt=0, lt=1, description="`balanced`: share of correct solutions.")
     max_pairs_per_problem: int | None = Field(None, ge=1, description="`pairs`: at most so many of one problem.")
     curriculum: CurriculumSettings | None = Field(
-        None, description="Easy problems first; `{}` takes the defaults. null: any order."
+        None,
+        description="Easy problems first: `bins` of difficulty, and the `weights` of the bins in each of the `phases`. "
+        "`{}` takes the defaults: low 1-3, medium 4-7, high 8-11; until 0.3 of the run .7/.3/0, until 0.7 .3/.6/.1, "
+        "then .1/.5/.4. Examples in no bin are not drawn. null: any order.",
     )
     n_validation_samples: int | None = Field(
         None, ge=1, description="Examples of the split `valid` that val/* is computed on. null: all."

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wmtp_jax.console import out, print_json, table
+from wmtp_jax.console import err, out, print_json, table
 from wmtp_jax.errors import UserError, run_command
 
 EPILOG = """examples:
@@ -34,7 +34,9 @@ _VALUES = {
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    runs = [_read(path) for path in args.runs]
+    runs = [run for path in args.runs if (run := _read(path))]
+    if not runs:
+        raise UserError("none of the runs has saved a checkpoint yet")
     if args.json:
         print_json({"runs": runs})
         return 0
@@ -68,8 +70,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _read(directory: Path) -> dict[str, Any]:
-    """Figures of one run. Raises UserError where there is no run with a checkpoint."""
+def _read(directory: Path) -> dict[str, Any] | None:
+    """Figures of one run; None, and a line that says so, where it has no checkpoint yet."""
     from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
     from wmtp_jax.training.run import RUN_FILE
     from wmtp_jax.training.tracking import read_metrics
@@ -79,7 +81,8 @@ def _read(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory}: not a run directory (no readable {RUN_FILE})") from error
     if not saved_steps(directory):
-        raise UserError(f"{directory}: the run has not saved a checkpoint yet")
+        err.print(f"{directory}: the run has not saved a checkpoint yet", highlight=False, soft_wrap=True)
+        return None
     best = best_step(directory)
     assert best is not None
     with Checkpoints(directory, read_only=True) as checkpoints:

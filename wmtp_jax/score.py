@@ -93,6 +93,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     from wmtp_jax.load import find_model
     from wmtp_jax.parallel.mesh import make_mesh
     from wmtp_jax.training.scoring import check_scorer, model_fingerprint, tokenizer_fingerprint
+    from wmtp_jax.training.stages import STAGES
 
     started = time.perf_counter()
     for name in ("batch_size", "fsdp", "max_length"):
@@ -101,6 +102,14 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} {value}: it must be 1 or more")
     source = find_model(args.model)
     kind = args.kind or ("critic" if source.config.value_head else "reference")
+    if args.stage in STAGES:
+        asked = STAGES[args.stage].scorer
+        if asked is None or args.kind not in (None, asked):
+            raise UserError(
+                f"--stage {args.stage}: reads {f'a {asked}' if asked else 'no'} scores"
+                + (f", not those of a {args.kind}; leave --kind out" if asked else "; name verifiable or rho1")
+            )
+        kind = asked
     check_scorer(source, kind, "--model")
     split = open_split(args.data, "train")
     chosen, max_length, model = _chosen(args, split)
@@ -143,6 +152,9 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"every solution is longer than {max_length} tokens; raise --max-length")
         whole.replace(args.output)
         shutil.rmtree(parts)
+    except KeyboardInterrupt:
+        err.print("what is done is kept; the same command continues", highlight=False)
+        raise
     except OSError as error:
         raise Failure(
             f"{args.output}: cannot be written ({error.strerror or error}); what is done is kept in {parts}, and "

@@ -187,6 +187,11 @@ def _of_problems_with_both(split: Split, usable: np.ndarray | None) -> tuple[np.
     for kind in (True, False):
         both &= np.bincount(split.problem[split.is_correct == kind], minlength=n_problems) > 0
     rows = _masked(both[split.problem], usable)
+    if not rows.any():
+        raise UserError(
+            f"no problem of {split.path} has both correct and incorrect solutions"
+            f"{'' if usable is None else ' and a difficulty in a bin'}; choose another data set or prepare it again"
+        )
     return np.flatnonzero(rows & split.is_correct), np.flatnonzero(rows & ~split.is_correct)
 
 

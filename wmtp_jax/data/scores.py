@@ -6,6 +6,7 @@ one a token); its metadata says what they were made from. Parts of it are files 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,6 +60,7 @@ class ScoreFile:
             metadata = json.loads((self._table.schema.metadata or {})[_METADATA.encode()])
             if metadata.pop("format_version") != FORMAT_VERSION:
                 raise ValueError("another format version")
+            digest = metadata.pop("scores_sha256")
             self.facts = ScoreFacts(**metadata)
             splits = self._table["split"].to_pylist()
             rows = self._table["row"].to_pylist()
@@ -69,10 +71,12 @@ class ScoreFile:
         self.path = path
         self._place = {key: place for place, key in enumerate(zip(splits, rows, strict=True))}
         self._scores = self._table["scores"]
+        if _digest([self._table]) != digest:
+            raise UserError(f"{path}: damaged: the scores are not those that were written; make or copy the file again")
 
     def figures(self) -> dict[str, Any]:
         """Numbers of solutions and tokens, and the mean score."""
-        values = [chunk.values.to_numpy() for chunk in self._scores.chunks]
+        values = [chunk.flatten().to_numpy() for chunk in self._scores.chunks]
         tokens = sum(len(part) for part in values)
         total = sum(float(part.sum(dtype=float)) for part in values)
         return {"solutions": len(self._place), "tokens": tokens, "mean": total / max(tokens, 1)}
@@ -108,21 +112,15 @@ class ScoreFile:
             place = self._place.get((split, int(number)))
             if place is None:
                 raise UserError(
-                    f"weighting.scores: {self.path} has no scores for solution {int(number) + 1} of {split} (made "
-                    f"for solutions up to {self.facts.max_length} tokens); make them again with the run's "
-                    f"dataset.max_length: `python -m wmtp_jax.score --max-length {limit}`"
+                    f"weighting.scores: {self.path} holds {len(self._place):,} solutions up to {self.facts.max_length} "
+                    f"tokens, but not solution {int(number) + 1} of {split} ({length} tokens): it was made for another "
+                    "draw; make it again with the --stage, --config and --override of this run"
                 )
             scores = self._scores[place].values.to_numpy()
             if len(scores) != length:
                 raise UserError(
                     f"weighting.scores: {self.path} has {len(scores)} scores for solution {int(number) + 1} of "
                     f"{split}, which has {length} tokens; make them again"
-                )
-            if not np.isfinite(scores).all():
-                raise UserError(
-                    f"weighting.scores: {self.path} has scores that are not finite (solution {int(number) + 1} of "
-                    f"{split}): the {self.facts.kind} is damaged, or overflows in its number type; make them "
-                    "again by a sound model"
                 )
             result.append(scores)
         return result
@@ -141,20 +139,31 @@ def write_part(path: Path, split: str, numbers: np.ndarray, scores: Sequence[np.
 
 
 def join_parts(parts: Iterable[Path], output: Path, facts: ScoreFacts) -> None:
-    """Writes the parts into one file, in their order, a part in memory at a time."""
+    """Writes the parts into one file, in their order."""
     import pyarrow as pa
 
-    schema = _schema(facts)
+    tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in parts]  # mapped, not read
+    schema = _schema(facts, _digest(tables))
     with pa.ipc.new_file(str(output), schema) as file:
-        for path in parts:
-            for batch in pa.ipc.open_file(pa.memory_map(str(path))).read_all().to_batches():
+        for table in tables:
+            for batch in table.to_batches():
                 file.write(pa.record_batch(batch.columns, schema=schema))
 
 
-def _schema(facts: ScoreFacts | None = None) -> Any:
+def _digest(tables: Iterable[Any]) -> str:
+    """SHA-256 over all scores, in order."""
+    digest = hashlib.sha256()
+    for table in tables:
+        for chunk in table["scores"].chunks:
+            digest.update(np.ascontiguousarray(chunk.flatten().to_numpy()).data)
+    return digest.hexdigest()
+
+
+def _schema(facts: ScoreFacts | None = None, digest: str = "") -> Any:
     import pyarrow as pa
 
     fields = [("split", pa.string()), ("row", pa.int64()), ("scores", pa.list_(pa.float32()))]
     if facts is None:
         return pa.schema(fields)
-    return pa.schema(fields, {_METADATA: json.dumps({"format_version": FORMAT_VERSION, **facts._asdict()})})
+    metadata = {"format_version": FORMAT_VERSION, **facts._asdict(), "scores_sha256": digest}
+    return pa.schema(fields, {_METADATA: json.dumps(metadata)})

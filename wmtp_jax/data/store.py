@@ -135,8 +135,8 @@ def _is_dataset(directory: Path) -> bool:
 def open_split(directory: Path, name: str) -> Split:
     """Opens a split.
 
-    Where the index is missing or was made for a file of another size, it is made again (and kept, if the
-    folder can be written), which checks every line.
+    Where the index is missing or was made for another file (by size and time, else by SHA-256), it is made again
+    (and kept, if the folder can be written), which checks every line.
 
     Raises:
       UserError: no data set there, no such split, no row in it, or a broken row (file and line).
@@ -154,8 +154,8 @@ def open_split(directory: Path, name: str) -> Split:
             f"{path}: the data set has no split {name!r} (it has: {', '.join(found) or 'none'}); prepare it again, "
             "with --validation-fraction above 0 where the source has no validation problems"
         )
-    size = path.stat().st_size
-    if size == 0:
+    state = path.stat()
+    if state.st_size == 0:
         raise UserError(f"{path}: the split is empty; prepare the data set again")
     index_path = _index_path(path)
     if index_path.is_file():
@@ -163,7 +163,8 @@ def open_split(directory: Path, name: str) -> Split:
         damaged = ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile
         with contextlib.suppress(*damaged), np.load(index_path) as stored:
             index = dict(stored)
-            if int(index["size"]) == size:
+            unchanged = (int(index["size"]), int(index["mtime_ns"])) == (state.st_size, state.st_mtime_ns)
+            if unchanged or str(index["sha256"]) == _sha256(path):
                 return Split(path, index)
     built = _Index()
     with reading(path), path.open("rb") as file:
@@ -171,7 +172,7 @@ def open_split(directory: Path, name: str) -> Split:
             built.add(parse_example(line, f"{path} line {number}"), len(line))
     with contextlib.suppress(OSError):  # a read-only folder: the index in memory does
         built.save(path)
-    return Split(path, built.arrays())
+    return Split(path, built.arrays(path))
 
 
 def data_fingerprint(directory: Path) -> str:
@@ -184,8 +185,7 @@ def data_fingerprint(directory: Path) -> str:
     for split in SPLITS:
         path = directory / f"{split}.jsonl"
         if path.is_file():
-            with reading(path), path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(_sha256(path)))
     return digest.hexdigest()
 
 
@@ -200,11 +200,13 @@ class _Index:
     def add(self, example: Example, n_bytes: int) -> None:
         problem = self._problems.setdefault(example.task_id, len(self._problems))
         difficulty = example.metadata.get("difficulty")
+        if isinstance(difficulty, float) and difficulty.is_integer():  # as pandas writes whole numbers
+            difficulty = int(difficulty)
         difficulty = difficulty if isinstance(difficulty, int) and abs(difficulty) < 2**63 else 0
         self._rows.append((self._size, problem, example.is_correct, difficulty))
         self._size += n_bytes
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self, path: Path) -> dict[str, np.ndarray]:
         offset, problem, is_correct, difficulty = zip(*self._rows, strict=True)
         return {
             "offset": np.array(offset, np.int64),
@@ -213,6 +215,8 @@ class _Index:
             "difficulty": np.array(difficulty, np.int64),
             "task_ids": np.array(list(self._problems)),
             "size": np.array(self._size, np.int64),
+            "mtime_ns": np.array(path.stat().st_mtime_ns, np.int64),
+            "sha256": np.array(_sha256(path)),
         }
 
     def counts(self) -> dict[str, int]:
@@ -221,8 +225,13 @@ class _Index:
 
     def save(self, path: Path) -> None:
         temporary = path.with_suffix(".index.partial.npz")
-        np.savez(temporary, allow_pickle=False, **self.arrays())
+        np.savez(temporary, allow_pickle=False, **self.arrays(path))
         temporary.replace(_index_path(path))
+
+
+def _sha256(path: Path) -> str:
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _index_path(path: Path) -> Path:

@@ -113,7 +113,10 @@ def find_scorer(
     path, setting = scorer_path(stage, settings)
     if path is None:
         return None
-    source = find_model(path)
+    try:
+        source = find_model(path)
+    except UserError as error:
+        raise UserError(f"{setting}: {error}") from error
     assert stage.scorer is not None
     check_scorer(source, stage.scorer, setting)
     if source.config.vocab_size != config.vocab_size:
@@ -196,7 +199,8 @@ def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) 
         usable = assign_bins(split.difficulty, sampling.curriculum.bins) >= 0
         if not usable.any():
             raise UserError(
-                f"data_sampling.curriculum: no example of {split.path} has a difficulty in any bin; change "
+                f"data_sampling.curriculum: no example of {split.path} has a difficulty in any bin (there are "
+                f"{split.difficulty.min()} to {split.difficulty.max()}; 0 is unknown); change "
                 "data_sampling.curriculum.bins or leave data_sampling.curriculum out"
             )
     drawn = split, n_samples, sampling.seed, setting, usable

@@ -232,6 +232,12 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
                 bar.advance(1, log.step(*in_flight.popleft()))
             if save:
                 validation = trainer.validate(state.params)
+                if not math.isfinite(validation["val/loss"]):
+                    raise Failure(
+                        f"step {step}: val/loss is {validation['val/loss']}: the weights are no longer sound; stopped. "
+                        f"Earlier checkpoints in {run.directory} are untouched. Start another run with a lower "
+                        "training.learning_rate."
+                    )
                 log.validation(step, validation)
                 checkpoints.save(state, validation, log.progress)
                 bar.note(f"step {step}: val/loss {validation['val/loss']:.4f}")

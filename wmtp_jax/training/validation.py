@@ -98,7 +98,9 @@ def critic_metrics(values: np.ndarray, rows: Rows, problems: Sequence[Sequence[i
             position.append(np.arange(len(inside), dtype=np.float64))
             means.append((problem, outcome, inside.mean()))
     V_N, R_N, position_N = (np.concatenate(parts) for parts in (V, R, position))
-    metrics = {}
+    metrics: dict[str, float] = {}
+    if not np.isfinite(V_N).all():
+        return metrics
     if (variance := R_N.var()) > 0:
         metrics["val/explained_variance"] = 1.0 - (R_N - V_N).var() / variance
     if V_N.std() > 0 and position_N.std() > 0:
