@@ -100,6 +100,7 @@ def train_command(tiny_data: Path, tmp_path_factory):
         place = [f"checkpoint.save_dir={save_dir}"] if save_dir else []
         given = any(o.startswith("model.path=") for o in more)
         usual = [o for o in overrides if not (given and o.startswith("model.architecture"))]
+        usual += ["model.architecture=null"] if given else []
         chosen = [part for o in (*usual, *place, *more) for part in ("--override", o)]
         config = str(ROOT / f"configs/{stage}/micro.yaml")
         output = io.StringIO()
