@@ -17,7 +17,7 @@ from wmtp_jax.data.sample import assign_bins, curriculum_order, draw_balanced, d
 from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import open_split
 from wmtp_jax.data.tokenize import train_tokenizer
-from wmtp_jax.errors import Failure, UserError
+from wmtp_jax.errors import UserError
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
