@@ -33,8 +33,9 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m wmtp_jax.report $(foreach stage,$(STAGES),$(RUNS)/$(stage)/$(stage)-micro)
 	@echo "Runs: $(RUNS)/<stage>/<stage>-micro"
 
+# A process for each core of a small machine; the tests of a file share their compiled steps.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
