@@ -104,7 +104,7 @@ def _time_ours(settings: Settings, config: ModelConfig, rows: Rows, steps: int) 
     params = store.random_params(config, 0, "float32", make_mesh((-1, 1, 1)))
     state = init_state(params, optimizer, objective.trains)
     batch = rows.map(lambda field: jnp.asarray(field)[None])
-    update = make_train_step(graphdef, optimizer, rate, objective, objective.trains)
+    update = make_train_step(graphdef, optimizer, rate, objective)
     start = time.perf_counter()
     step = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - start

@@ -100,7 +100,7 @@ def train(objective: Objective, mesh_shape: tuple[int, int, int], accumulation: 
         state = jax.jit(lambda p: init_state(p, optimizer, objective.trains), out_shardings=placement)(params)
         rows = make_rows(0).map(lambda x: x.reshape(accumulation, -1, x.shape[-1]))
         step = jax.jit(
-            make_train_step(graphdef, optimizer, lambda _: 1e-2, objective, objective.trains),
+            make_train_step(graphdef, optimizer, lambda _: 1e-2, objective),
             in_shardings=(placement, rows.map(lambda _: batch_sharding(mesh, 1))),
             out_shardings=(placement, NamedSharding(mesh, P())),
         )
@@ -141,7 +141,7 @@ def test_no_gradient_through_weights():
     objective = dataclasses.replace(JOINT, value_coef=0.0)
     optimizer = make_optimizer(SETTINGS, lambda _: 1e-2)
     state = init_state(params, optimizer, objective.trains)
-    step = make_train_step(graphdef, optimizer, lambda _: 1e-2, objective, objective.trains)
+    step = make_train_step(graphdef, optimizer, lambda _: 1e-2, objective)
     _, metrics = jax.jit(step)(state, rows.map(lambda x: jnp.asarray(x)[None]))
 
     targets, valid = mtp_targets(*rows[:3], 2)
@@ -170,7 +170,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_counts(name: str):
     graphdef, _, params = initial(objective)
     optimizer = make_optimizer(SETTINGS, lambda _: 1e-2)
     state = init_state(params, optimizer, objective.trains)
-    step = jax.jit(make_train_step(graphdef, optimizer, lambda _: 1e-2, objective, objective.trains))
+    step = jax.jit(make_train_step(graphdef, optimizer, lambda _: 1e-2, objective))
     good = make_rows(0)
     bad = good._replace(scores=np.where(np.arange(16) == 6, np.nan, good.scores).astype(np.float32))
     assert good.loss_mask[:, 6].any()
@@ -190,7 +190,7 @@ def test_a_batch_without_a_response_token_has_no_loss():
     graphdef, _, params = initial(objective)
     optimizer = make_optimizer(SETTINGS, lambda _: 1e-2)
     state = init_state(params, optimizer, objective.trains)
-    step = jax.jit(make_train_step(graphdef, optimizer, lambda _: 1e-2, objective, objective.trains))
+    step = jax.jit(make_train_step(graphdef, optimizer, lambda _: 1e-2, objective))
     rows = make_rows(0)
     empty = rows._replace(loss_mask=np.zeros_like(rows.loss_mask))
     after, metrics = step(state, empty.map(lambda x: jnp.asarray(x)[None]))

@@ -72,7 +72,7 @@ def train(mesh_shape: tuple[int, int, int], accumulation: int = 1, steps: int = 
         params = store.random_params(CONFIG, 0, "float32", mesh)
         state = jax.jit(lambda p: init_state(p, optimizer, BASELINE.trains), out_shardings=placement)(params)
         step = jax.jit(
-            make_train_step(graphdef, optimizer, rate, BASELINE, BASELINE.trains),
+            make_train_step(graphdef, optimizer, rate, BASELINE),
             in_shardings=(placement, Rows(*[batch_sharding(mesh, 1)] * 3)),
             out_shardings=(placement, NamedSharding(mesh, P())),
         )
@@ -111,7 +111,7 @@ def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
     for dtype, accumulation in (("float32", 1), ("bfloat16", 64)):
         graphdef, _ = store.build(CONFIG, param_dtype=dtype)
         state = init_state(jax.tree.map(lambda p, d=dtype: p.astype(d), rounded), optimizer, BASELINE.trains)
-        step = jax.jit(make_train_step(graphdef, optimizer, rate, BASELINE, BASELINE.trains))
+        step = jax.jit(make_train_step(graphdef, optimizer, rate, BASELINE))
         after, metrics = step(state, split(rows, accumulation))
         assert [x.dtype for x in jax.tree.leaves(after)] == [x.dtype for x in jax.tree.leaves(state)]
         norms[dtype] = float(metrics["train/grad_norm"])
@@ -141,7 +141,7 @@ def test_it_learns_a_repeated_batch():
     optimizer = make_optimizer(SETTINGS, lambda _: 1e-2)
     params = store.random_params(CONFIG, 0, "float32", make_mesh((-1, 1, 1)))
     state = init_state(params, optimizer, BASELINE.trains)
-    step = jax.jit(make_train_step(graphdef, optimizer, lambda _: 1e-2, BASELINE, BASELINE.trains))
+    step = jax.jit(make_train_step(graphdef, optimizer, lambda _: 1e-2, BASELINE))
     rows = split(make_rows(0, n_rows=2), 1)
     losses = []
     for _ in range(60):

@@ -131,7 +131,7 @@ class _Trainer:
         # Every placement is pinned: an unpinned step compiles twice, and may replicate.
         self.step = (
             jax.jit(
-                make_train_step(graphdef, self.optimizer, rate, objective, objective.trains),
+                make_train_step(graphdef, self.optimizer, rate, objective),
                 in_shardings=(self.shardings, train_rows.map(lambda _: self.batch_sharding)),
                 out_shardings=(self.shardings, replicated),
                 donate_argnums=0,

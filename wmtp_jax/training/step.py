@@ -71,7 +71,6 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     objective: Objective,
-    trains: Trains,
 ) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
     """The update under an objective: ``(state, rows) -> (state, metrics)``.
 
@@ -120,7 +119,7 @@ def make_train_step(
         return loss, (sums, weighed, counts)
 
     def step(state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
-        trained, kept = split_params(state.params, trains)
+        trained, kept = split_params(state.params, objective.trains)
         key = jax.random.fold_in(jax.random.key(objective.seed), state.step)
         gae_lambda = objective.value_loss.gae_lambda(state.step) if objective.value_loss else 1.0
         n_micro = rows.tokens.shape[0]
