@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,13 +34,14 @@ from wmtp_jax.weighting.td import initial_whitening
 
 @dataclass(frozen=True)
 class Program:
-    """What a run compiles for a mesh. Build it, and trace its functions, with the mesh in context.
+    """What a run compiles for a mesh. Its functions are traced with the mesh in context.
 
     Attributes:
       stage, settings, config, objective: of the run.
       total_steps: what schedules span.
       rows_per_step: rows of one update, all devices and micro-batches together.
-      shapes: of the parameters, a nested dict of `jax.ShapeDtypeStruct`.
+      shardings: where the state lies between updates.
+      state: its shapes, types and places.
       mesh: where it runs.
       frozen: architecture of the model that scores every batch; None without one.
     """
@@ -50,25 +52,12 @@ class Program:
     objective: Objective
     total_steps: int
     rows_per_step: int
-    shapes: Any
+    shardings: TrainState
+    state: TrainState
     graphdef: nnx.GraphDef[MTPTransformer]
     optimizer: optax.GradientTransformation
     mesh: Mesh
     frozen: ModelConfig | None
-
-    @property
-    def shardings(self) -> TrainState:
-        """Where the state lies between updates."""
-        host = self.settings.training.offload_optimizer
-        return state_shardings(self.shapes, self.optimizer, self.mesh, self.objective.trains, host=host)
-
-    @property
-    def state(self) -> TrainState:
-        """Shapes, types and places of the state."""
-        shapes = jax.eval_shape(self.init, self.shapes)
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, self.shardings
-        )
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -148,8 +137,8 @@ class Program:
         """Where the optimizer's state is while it is worked on, and between; None where it stays."""
         if not self.settings.training.offload_optimizer:
             return None
-        near = state_shardings(self.shapes, self.optimizer, self.mesh, self.objective.trains)
-        return near.opt_state, self.shardings.opt_state
+        far = self.shardings.opt_state
+        return jax.tree.map(lambda place: place.with_memory_kind("device"), far), far
 
 
 def make_program(
@@ -175,8 +164,25 @@ def make_program(
     rate = learning_rate_schedule(settings.training, total_steps)
     optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
     _check_offload(settings, mesh)
+    shardings = state_shardings(shapes, optimizer, mesh, objective.trains, host=settings.training.offload_optimizer)
+    state = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(partial(init_state, optimizer=optimizer, trains=objective.trains), shapes),
+        shardings,
+    )
     return Program(
-        stage, settings, config, objective, total_steps, rows_per_step, shapes, graphdef, optimizer, mesh, frozen
+        stage=stage,
+        settings=settings,
+        config=config,
+        objective=objective,
+        total_steps=total_steps,
+        rows_per_step=rows_per_step,
+        shardings=shardings,
+        state=state,
+        graphdef=graphdef,
+        optimizer=optimizer,
+        mesh=mesh,
+        frozen=frozen,
     )
 
 
