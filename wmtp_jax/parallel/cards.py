@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
@@ -71,12 +70,6 @@ def compile_only_mesh(card: Card, shape: tuple[int, int, int]) -> Mesh:
     with without_messages():
         described = topologies.get_topology_desc(name, platform="cuda", topology=name, target_config=card.target)
     return Mesh(np.array(described.devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def fake_mesh(shape: tuple[int, int, int]) -> Mesh:
-    """The same on the devices of this process, which `jax_num_cpu_devices` made up."""
-    devices = np.array(jax.devices()[: math.prod(shape)])
-    return Mesh(devices.reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager

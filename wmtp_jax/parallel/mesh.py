@@ -27,8 +27,9 @@ def resolve_shape(shape: tuple[int, int, int], n_devices: int) -> tuple[int, int
     return shape
 
 
-def make_mesh(shape: tuple[int, int, int]) -> Mesh:
-    """The mesh over all devices. Raises ValueError as `resolve_shape` does."""
-    shape = resolve_shape(shape, jax.device_count())
+def make_mesh(shape: tuple[int, int, int], n_devices: int | None = None) -> Mesh:
+    """The mesh over all devices, or the first ``n_devices``. Raises ValueError as `resolve_shape` does."""
+    devices = jax.devices()[:n_devices]
+    shape = resolve_shape(shape, n_devices or len(devices))
     # Explicit axes (the default of jax.make_mesh) break an unmodified embedding gather.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -14,8 +14,9 @@ from wmtp_jax.console import err
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import find_model, split_step
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.parallel.cards import Card, compile_only_mesh, fake_mesh, without_messages
+from wmtp_jax.parallel.cards import Card, compile_only_mesh, without_messages
 from wmtp_jax.parallel.compiled import collectives, kernel_calls
+from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.settings_file import load_settings, production_preset
 from wmtp_jax.training.inputs import scorer_path
 from wmtp_jax.training.objective import make_objective
@@ -53,7 +54,7 @@ def measure(
     config = describe_model(stage, settings)
     shape = resolve_mesh(settings, n_devices)
     schedule = plan_schedule(settings, settings.data_sampling.n_samples, exact=False, n_devices=n_devices)
-    mesh = fake_mesh(shape) if estimate else compile_only_mesh(card, shape)
+    mesh = make_mesh(shape, n_devices) if estimate else compile_only_mesh(card, shape)
     # Compiled as if the moments stayed on the card: a mesh without devices knows no memory of the host.
     training = settings.training.model_copy(update={"offload_optimizer": False})
     on_card = settings.model_copy(update={"training": training})
