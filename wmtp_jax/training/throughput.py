@@ -10,24 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from wmtp_jax.data.pack import Rows
 from wmtp_jax.models.config import ModelConfig
 
 
-def model_flops(config: ModelConfig, rows: Rows, *, n_heads: int, backward: bool = True) -> float:
+def model_flops(config: ModelConfig, segment_ids: np.ndarray, *, n_heads: int, backward: bool = True) -> float:
     """Floating-point operations that one update needs: 6 for each weight a real token meets, and attention.
 
-    ``n_heads`` prediction heads are computed; without a backward pass through the blocks a weight costs 2. Padding
-    and recomputation do not count, and causal attention counts its half, so the share of the peak that is reached
-    says what is left to win (the convention of PaLM, arXiv 2204.02311, appendix B, with attention counted inside
-    documents only).
+    The documents are those of ``segment_ids`` (..., S). ``n_heads`` prediction heads are computed; without a backward
+    pass through the blocks a weight costs 2. Padding and recomputation do not count, and causal attention counts its
+    half, so the share of the peak that is reached says what is left to win (the convention of PaLM, arXiv 2204.02311,
+    appendix B, with attention counted inside documents only).
     """
     q_dim, kv_dim = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
     block = config.dim * (2 * q_dim + 2 * kv_dim + 3 * config.ffn_dim)
     n_blocks = config.n_trunk_layers + n_heads
     weights = n_blocks * block + n_heads * config.dim * config.vocab_size
-    segment_ids = rows.segment_ids.reshape(-1, rows.segment_ids.shape[-1])
-    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids])
+    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids.reshape(-1, segment_ids.shape[-1])])
     attention = n_blocks * q_dim * float(np.sum(lengths.astype(float) ** 2))
     return (6.0 if backward else 2.0) * (weights * float(lengths.sum()) + attention)
 
