@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import Iterator
+
+import jax
 
 from wmtp_jax.console import err, out
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.parallel import distributed
 
 A_DAY = 86_400.0
+_GONE = "If another process has gone, its output says why; start all again, and they continue from the last checkpoint"
 
 
 def join_processes() -> None:
@@ -31,6 +35,10 @@ def join_processes() -> None:
     except OSError as error:  # a TimeoutError is one
         raise Failure(f"several processes: {error} (docs/scaling.md)") from error
     out.quiet = err.quiet = not distributed.is_first()
+    # Figures alone go to standard output; what libraries write there (Gloo does) goes to standard error.
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
 
 def refuse_processes(command: str) -> None:
@@ -60,14 +68,17 @@ def agreed(what: str, wait_s: float = A_DAY) -> Iterator[None]:
         yield
     except (UserError, Failure) as error:
         mine = error
+    except jax.errors.JaxRuntimeError as error:
+        if not distributed.is_several():
+            raise
+        raise _alone(what, Failure(f"{_first_line(error)}. {_GONE}")) from error
     said = [type(mine).__name__, str(mine)] if mine else None
     try:
         wrong = {n: error for n, error in enumerate(distributed.exchange(said, wait_s if mine else A_DAY)) if error}
     except TimeoutError:
         if mine is None:
             raise
-        err.quiet = False
-        raise type(mine)(f"process {distributed.process_id()} ({socket.gethostname()}), {what}: {mine}") from mine
+        raise _alone(what, mine) from mine
     if not wrong:
         return
     process, (kind, text) = next(iter(wrong.items()))
@@ -76,3 +87,13 @@ def agreed(what: str, wait_s: float = A_DAY) -> Iterator[None]:
     if mine:
         raise mine
     raise (UserError if kind == UserError.__name__ else Failure)(f"process {process}, {what}: {text}")
+
+
+def _alone(what: str, error: UserError | Failure) -> UserError | Failure:
+    """An error that no other process tells."""
+    err.quiet = False
+    return type(error)(f"process {distributed.process_id()} ({socket.gethostname()}), {what}: {error}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -214,6 +214,11 @@ def reach_coordinator(cluster: Cluster, timeout: float) -> None:
     )
 
 
+def is_several() -> bool:
+    """Whether there is more than one process."""
+    return global_state.client is not None
+
+
 def process_id() -> int:
     """The number of this process; 0 where there is one."""
     return global_state.process_id
