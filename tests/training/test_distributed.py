@@ -1,8 +1,10 @@
 """One run on several processes: 2 processes with 2 devices each do what 1 process with 4 devices does."""
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,11 +17,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import yaml
 from flax import nnx
 
 import wmtp_jax
 from wmtp_jax.errors import UserError
 from wmtp_jax.parallel.distributed import Cluster, find_cluster, gather_processes, reach_coordinator
+from wmtp_jax.parallel.mesh import resolve_shape
+from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.tracking import read_metrics
 
@@ -292,6 +297,37 @@ def test_bad_environment(environment, variables: dict[str, str], message: str):
     environment(variables)
     with pytest.raises(ValueError, match=message):
         find_cluster()
+
+
+@pytest.mark.parametrize("guide", ["scaling.md", "scaling.ko.md"])
+def test_manifests_of_the_guide(environment, guide: str):
+    """The environment that a pod gets from the examples makes two processes that find each other."""
+    text = (ROOT / "docs" / guide).read_text(encoding="utf-8")
+    manifests = [m for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) for m in yaml.safe_load_all(block)]
+    jobset, service, job = manifests
+    assert [manifest["kind"] for manifest in manifests] == ["JobSet", "Service", "Job"]
+    name, network = jobset["metadata"]["name"], jobset["spec"]["network"]
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    hosts = (
+        f"{name}-{replicated['name']}-0-0.{network['subdomain']}",
+        f"{job['metadata']['name']}-0.{service['metadata']['name']}",
+    )
+    for host, spec in zip(hosts, (replicated["template"]["spec"], job["spec"]), strict=True):
+        assert spec["completionMode"] == "Indexed"
+        assert spec["parallelism"] == spec["completions"] == 2
+        (container,) = spec["template"]["spec"]["containers"]
+        environment({item["name"]: item["value"] for item in container["env"]} | {"JOB_COMPLETION_INDEX": "1"})
+        assert find_cluster() == Cluster(f"{host}:1234", 2, 1)
+        arguments = container["command"][3:]
+        overrides = [value for flag, value in itertools.pairwise(arguments) if flag == "--override"]
+        settings = load_settings(ROOT / "configs/baseline/baseline.yaml", overrides)
+        n_devices = 2 * container["resources"]["limits"]["nvidia.com/gpu"]
+        assert resolve_shape(settings.runtime.mesh.shape, n_devices) == (2, 4, 1)
+        rows = settings.training.batch_size * settings.training.gradient_accumulation_steps * n_devices
+        assert rows == 64
 
 
 def test_scoring_runs_as_one_process(environment, tmp_path: Path):
