@@ -141,8 +141,8 @@ def gather_processes(cluster: Cluster, timeout: float, bind: str | None = None) 
     deadline = time.monotonic() + timeout
     here: dict[int, socket.socket] = {}
 
-    def give_up(error: Exception) -> Exception:
-        for connection in here.values():
+    def give_up(error: Exception, *more: socket.socket) -> Exception:
+        for connection in (*here.values(), *more):
             with contextlib.suppress(OSError):  # that one has gone already
                 _send(connection, f"{type(error).__name__} {error}")
         return error
@@ -170,17 +170,15 @@ def gather_processes(cluster: Cluster, timeout: float, bind: str | None = None) 
                     continue
             except (ValueError, OSError):  # the time is over, or something else knocks at this port
                 continue
-            same = here.get(number)
-            here[number] = connection
+            wrong = None
             if int(n_processes) != cluster.n_processes:
-                raise give_up(
-                    ValueError(
-                        f"process {number} was started as one of {n_processes}, process 0 as one of "
-                        f"{cluster.n_processes}; all need the same number"
-                    )
-                )
-            if number not in range(1, cluster.n_processes) or (same and _is_there(same)):
-                raise give_up(ValueError(f"two processes were started as number {number}; each needs its own number"))
+                wrong = f"process {number} was started as one of {n_processes}, process 0 as one of "
+                wrong += f"{cluster.n_processes}; all need the same number"
+            elif not 0 < number < cluster.n_processes or (number in here and _is_there(here[number])):
+                wrong = f"two processes were started as number {number}; each needs its own number"
+            if wrong:
+                raise give_up(ValueError(wrong), connection)
+            here[number] = connection
         for connection in here.values():
             _send(connection, "go")
         for connection in here.values():
@@ -274,3 +272,5 @@ def _is_there(connection: socket.socket) -> bool:
         return True
     except OSError:
         return False
+    finally:
+        connection.settimeout(10)
