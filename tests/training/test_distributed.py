@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,11 +22,14 @@ import yaml
 from flax import nnx
 
 import wmtp_jax
-from wmtp_jax.errors import UserError
+from wmtp_jax import console
+from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.parallel.distributed import Cluster, find_cluster, gather_processes, reach_coordinator
 from wmtp_jax.parallel.mesh import resolve_shape
+from wmtp_jax.processes import agreed
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.checkpoints import saved_steps
+from wmtp_jax.training.run import check_alike, check_shared
 from wmtp_jax.training.tracking import read_metrics
 
 MESH = ("runtime.mesh={data: 2, fsdp: 2, tensor: 1}", "checkpoint.save_every_steps=3", "training.n_epochs=20")
@@ -190,6 +194,38 @@ def test_a_coordinator_that_never_comes(train_arguments, tmp_path: Path):
         ((_, error),) = finish([process])
         assert process.returncode == 1
     assert "process 1 of 2 has waited 1 s for process 0, the coordinator at 127.0.0.1:" in error.replace("\n", " ")
+
+
+def test_processes_must_do_the_same_in_the_same_folder(monkeypatch, tmp_path: Path):
+    run = SimpleNamespace(directory=tmp_path)
+    facts = {"training.batch_size": 1, "saved steps": [3]}
+    check_alike(run, [facts, facts])
+    with pytest.raises(
+        UserError, match=r"process 1 was .* another run .*\n  training.batch_size: 1 in process 0, 2 th"
+    ):
+        check_alike(run, [facts, {**facts, "training.batch_size": 2}])
+    with pytest.raises(UserError, match=r"process 0 sees the saved steps \[3\] there, process 1 \[\]; .* shared"):
+        check_alike(run, [facts, {**facts, "saved steps": []}])
+    monkeypatch.setattr("wmtp_jax.training.run.is_first", lambda: False)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(UserError, match="process 0 has made it, but process 0 does not see it"):
+        check_shared(run)
+    (tmp_path / "run.json").touch()
+    check_shared(run)
+
+
+@pytest.mark.parametrize("kind", [UserError, Failure])
+def test_an_error_that_the_others_do_not_hear_is_told_by_its_process(monkeypatch, kind):
+    def nobody_comes(*_) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("wmtp_jax.parallel.distributed.exchange", nobody_comes)
+    monkeypatch.setattr("wmtp_jax.parallel.distributed.process_id", lambda: 3)
+    monkeypatch.setattr(console.err, "quiet", True)
+    with pytest.raises(kind, match=rf"process 3 \({re.escape(socket.gethostname())}\), training: the disk is full"):
+        with agreed("training", wait_s=1):
+            raise kind("the disk is full")
+    assert not console.err.quiet
 
 
 def meet(*others: tuple[int, int], n_processes: int = 3, timeout: float = 1.0) -> list[Exception | None]:

@@ -27,7 +27,7 @@ from wmtp_jax.load import load_params
 from wmtp_jax.losses.mtp import mtp_targets
 from wmtp_jax.models import store
 from wmtp_jax.models.lora import ADAPTER
-from wmtp_jax.parallel.distributed import exchange, is_first
+from wmtp_jax.parallel.distributed import exchange, is_first, is_several
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings, place_rows
 from wmtp_jax.processes import agreed
@@ -70,9 +70,10 @@ def fit(run: Run) -> dict[str, Any]:
     mesh = make_mesh(settings.runtime.mesh.shape)
     with agreed("looking at the run directory"):
         saved = check_directory(run)
-    facts = exchange(run_facts(run, saved))
-    with agreed("comparing what the processes are to do"):
-        check_alike(run, facts)
+    if is_several():
+        facts = exchange(run_facts(run, saved))
+        with agreed("comparing what the processes are to do"):
+            check_alike(run, facts)
     first_step = saved[-1] if saved else 0
     if first_step >= last_step:
         err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False, soft_wrap=True)
