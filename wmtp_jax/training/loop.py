@@ -205,7 +205,8 @@ class _Trainer:
         for numbers in validation_batches(len(rows.tokens), self.eval_rows):
             part = rows.map(partial(place_rows, numbers=numbers, sharding=self.eval_sharding))
             sums, values_BS = self.eval_step(params, part)
-            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+            sums = jax.device_get(sums)  # added up here: no small programs on all devices between the large ones
+            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             values.append(values_BS)
         assert totals is not None
         metrics = validation_metrics(totals)
