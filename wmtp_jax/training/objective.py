@@ -131,8 +131,8 @@ class Objective:
         ce_BSn = values_BS = noisy_BS = None
         if self.n_heads:
             targets_BSn, _ = self.targets(rows)
-            hidden_BSnD = model.head_hidden(rows.tokens, rows.segment_ids, self.n_heads, trunk_BSD)
-            ce_BSn = token_cross_entropy(hidden_BSnD, model.output_kernel, targets_BSn)
+            hidden_nBSD = model.head_hidden(rows.tokens, rows.segment_ids, self.n_heads, trunk_BSD)
+            ce_BSn = token_cross_entropy(hidden_nBSD, model.output_kernel, targets_BSn)
         if self.value_loss:
             values_BS = noisy_BS = model.trunk_values(trunk_BSD)
             if self.value_loss.dropout and key is not None:

@@ -62,6 +62,10 @@ _FREE = (
     "training.gradient_accumulation_steps",
     "checkpoint.",
     "tracking.",
+    "training.remat",
+    "training.unroll_layers",
+    "training.offload_optimizer",
+    "model.attention",
     "runtime.mesh.",
     "runtime.compilation_cache",
     "experiment.description",
@@ -140,18 +144,18 @@ def run_directory(stage: Stage, settings: Settings) -> Path:
     return settings.checkpoint.save_dir or default
 
 
-def resolve_mesh(settings: Settings) -> tuple[int, int, int]:
-    """Sizes of the mesh on the devices at hand. Raises UserError where they do not fit."""
+def resolve_mesh(settings: Settings, n_devices: int | None = None) -> tuple[int, int, int]:
+    """Sizes of the mesh on ``n_devices`` (None: those at hand). Raises UserError where they do not fit."""
     try:
-        return resolve_shape(settings.runtime.mesh.shape, jax.device_count())
+        return resolve_shape(settings.runtime.mesh.shape, n_devices or jax.device_count())
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def planned_mesh(settings: Settings) -> tuple[int, int, int]:
+def planned_mesh(settings: Settings, n_devices: int | None = None) -> tuple[int, int, int]:
     """Sizes of the mesh; if all are given, they can be planned on a machine with other devices."""
     mesh = settings.runtime.mesh.shape
-    return resolve_mesh(settings) if -1 in mesh else mesh
+    return resolve_mesh(settings, n_devices) if -1 in mesh or n_devices else mesh
 
 
 def check_mesh(settings: Settings, config: ModelConfig, what: str) -> None:
@@ -162,13 +166,13 @@ def check_mesh(settings: Settings, config: ModelConfig, what: str) -> None:
         raise UserError(f"{what}: {error}") from error
 
 
-def plan_schedule(settings: Settings, rows: int | None, exact: bool) -> Schedule:
-    """Sizes of a run with ``rows`` rows an epoch.
+def plan_schedule(settings: Settings, rows: int | None, exact: bool, n_devices: int | None = None) -> Schedule:
+    """Sizes of a run with ``rows`` rows an epoch, on ``n_devices`` (None: those at hand).
 
     Raises:
       UserError: the mesh does not fit the devices, or the rows do not fill a step.
     """
-    training, checkpoint, mesh = settings.training, settings.checkpoint, planned_mesh(settings)
+    training, checkpoint, mesh = settings.training, settings.checkpoint, planned_mesh(settings, n_devices)
     rows_per_step = training.batch_size * training.gradient_accumulation_steps * mesh[0] * mesh[1]
     schedule = Schedule(
         devices=math.prod(mesh),
@@ -271,8 +275,7 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
       UserError: what is at hand does not fit, or there is no architecture to count.
     """
     missing = []
-    model_there = settings.model.path is None or split_step(settings.model.path)[0].exists()
-    if not model_there:
+    if not _model_is_there(settings):
         missing.append(f"the model is not at {settings.model.path}")
     if not settings.dataset.path.exists():
         missing.append(f"the data set is not at {settings.dataset.path}")
@@ -282,15 +285,30 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
     if not missing:
         run = build_run(stage, settings)
         return run.config, run.schedule, missing
-    config = settings.model.architecture
-    if not model_there and config is None:
-        raise UserError(f"{missing[0]}, and model.architecture is not set: there is nothing to count")
-    if not model_there:  # counted as it is described
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": None})})
-    config, _ = find_architecture(stage, settings)
+    config = describe_model(stage, settings)
     check_mesh(settings, config, "model")
     # One sample a row: exact without packing (unless some are too long), an upper bound with it.
     return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), missing
+
+
+def describe_model(stage: Stage, settings: Settings) -> ModelConfig:
+    """The architecture that is trained; where the model is not at hand, as the settings describe it.
+
+    Raises:
+      UserError: it does not fit the stage, or nothing describes it.
+    """
+    if not _model_is_there(settings):
+        if settings.model.architecture is None:
+            raise UserError(
+                f"the model is not at {settings.model.path}, and model.architecture is not set: there is nothing to "
+                "count"
+            )
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": None})})
+    return find_architecture(stage, settings)[0]
+
+
+def _model_is_there(settings: Settings) -> bool:
+    return settings.model.path is None or split_step(settings.model.path)[0].exists()
 
 
 def check_directory(run: Run) -> list[int]:
