@@ -158,10 +158,10 @@ def planned_mesh(settings: Settings, n_devices: int | None = None) -> tuple[int,
     return resolve_mesh(settings, n_devices) if -1 in mesh or n_devices else mesh
 
 
-def check_mesh(settings: Settings, config: ModelConfig, what: str) -> None:
+def check_mesh(settings: Settings, config: ModelConfig, what: str, n_devices: int | None = None) -> None:
     """Raises UserError where the mesh does not divide the shapes of a model (``what``: the one of which setting)."""
     try:
-        check_shapes(planned_mesh(settings), config)
+        check_shapes(planned_mesh(settings, n_devices), config)
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 
