@@ -38,9 +38,7 @@ def test_pallas_equals_xla_inside_documents(monkeypatch, mesh):
             assert where.mask_B1SS is None  # no S x S array
         with jax.set_mesh(make_mesh(mesh)) if mesh else jax.set_mesh(make_mesh((4, 1, 1))):
             results[name] = jax.jit(
-                lambda q, k, v, name=name, where=where: with_gradients(
-                    lambda *qkv: attend(*qkv, where, name), q, k, v
-                )
+                lambda q, k, v, name=name, where=where: with_gradients(lambda *qkv: attend(*qkv, where, name), q, k, v)
             )(q, k, v)
     for ours, theirs in zip(results["pallas"], results["xla"], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ from wmtp_jax.settings_file import load_settings, production_preset
 from wmtp_jax.training.inputs import scorer_path
 from wmtp_jax.training.objective import make_objective
 from wmtp_jax.training.program import Program, make_program
-from wmtp_jax.training.run import Schedule, describe_model, plan_schedule, resolve_mesh
+from wmtp_jax.training.run import Schedule, check_mesh, describe_model, plan_schedule, resolve_mesh
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.training.step import split_params
 from wmtp_jax.training.throughput import forward_flops
@@ -53,6 +53,7 @@ def measure(
     """
     config = describe_model(stage, settings)
     shape = resolve_mesh(settings, n_devices)
+    check_mesh(settings, config, "model", n_devices)
     schedule = plan_schedule(settings, settings.data_sampling.n_samples, exact=False, n_devices=n_devices)
     mesh = make_mesh(shape, n_devices) if estimate else compile_only_mesh(card, shape)
     # Compiled as if the moments stayed on the card: a mesh without devices knows no memory of the host.

@@ -14,7 +14,7 @@ from wmtp_jax.load import load_params, stored_arrays
 from wmtp_jax.models import store
 from wmtp_jax.models.lora import ADAPTER, init_adapter
 from wmtp_jax.models.value import ValueHead, with_bias
-from wmtp_jax.parallel.sharding import parameter_shardings
+from wmtp_jax.parallel.sharding import parameter_shardings, place
 from wmtp_jax.training.run import Run
 
 
@@ -46,7 +46,7 @@ def initial_params(run: Run, mesh: Mesh) -> Any:
         params = with_bias(params, run.settings.critic.bias_init)
     if run.objective.lora is not None:
         params = {**params, ADAPTER: fresh_adapter(run, params)}
-    return jax.device_put(params, parameter_shardings(params, mesh))
+    return place(params, parameter_shardings(params, mesh))
 
 
 def fresh_adapter(run: Run, params: Any) -> Any:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from wmtp_jax.data.pack import Rows
 from wmtp_jax.models.config import ModelConfig
 
 
@@ -32,14 +31,13 @@ def forward_flops(config: ModelConfig, lengths: np.ndarray, n_heads: int) -> dic
     }
 
 
-def model_flops(config: ModelConfig, rows: Rows, *, n_heads: int, backward: bool = True) -> float:
+def model_flops(config: ModelConfig, segment_ids: np.ndarray, *, n_heads: int, backward: bool = True) -> float:
     """Operations that one update needs: a forward pass, and twice as many for the backward pass through the blocks.
 
     Padding and recomputation do not count, so the share of the peak that is reached says what is left to win.
-    ``n_heads`` prediction heads are computed.
+    The documents are those of ``segment_ids`` (..., S); ``n_heads`` prediction heads are computed.
     """
-    segment_ids = rows.segment_ids.reshape(-1, rows.segment_ids.shape[-1])
-    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids])
+    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids.reshape(-1, segment_ids.shape[-1])])
     return (3.0 if backward else 1.0) * sum(forward_flops(config, lengths, n_heads).values())
 
 
