@@ -28,7 +28,7 @@ EPILOG = """examples:
   python -m wmtp_jax.plan --record configs/plan.json
 
 Compiling for a GPU needs the CUDA plugin, no driver and no GPU: pip install '.[plan]'. Without it, or with
---estimate, the step is compiled for this machine's CPU, whose temporaries are only a rough guide."""
+--estimate, the step is compiled for this machine's CPU, whose temporaries and traffic are only a rough guide."""
 
 EFFICIENCY = 0.5  # of the peak, where no measurement says better
 # Levers that make a step smaller, those that cost least time first.
@@ -93,11 +93,11 @@ def _prepare_jax(args: argparse.Namespace) -> None:
 
     if args.device not in CARDS:
         raise UserError(f"--device {args.device}: unknown; there is {', '.join(CARDS)}")
-    if not args.estimate and importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+    if not args.estimate and not _plugin_is_there():
         args.estimate = True
         err.print(
             "[yellow]the CUDA plugin of JAX is not installed[/] (pip install '.\\[plan]'): compiled for CPU devices "
-            "instead, so activations are a rough guide",
+            "instead, so activations and traffic are a rough guide",
             highlight=False,
             soft_wrap=True,
         )
@@ -105,6 +105,13 @@ def _prepare_jax(args: argparse.Namespace) -> None:
         jax.config.update("jax_num_cpu_devices", args.devices)
     with without_messages():
         jax.devices()
+
+
+def _plugin_is_there() -> bool:
+    packages = importlib.util.find_spec("jax_plugins")  # a namespace package: absent without any plugin
+    return packages is not None and any(
+        importlib.util.find_spec(f"jax_plugins.xla_cuda{number}") for number in (12, 13)
+    )
 
 
 def _load(name: str, args: argparse.Namespace) -> tuple[Stage, Settings]:
@@ -192,7 +199,7 @@ def _show(figures: dict[str, Any], args: argparse.Namespace) -> None:
     if "suggestion" in figures:
         out.print(figures["suggestion"], highlight=False, soft_wrap=True)
     if args.estimate:
-        out.print("[yellow]an estimate[/]: compiled for CPU devices, whose temporaries differ from a GPU's")
+        out.print("[yellow]an estimate[/]: compiled for CPU devices, whose temporaries and traffic differ from a GPU's")
 
 
 def _record(args: argparse.Namespace) -> int:
