@@ -24,6 +24,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
 	@touch $@
 
+# The CUDA plugin lies in a folder of its own: in the environment it would have every command look for a GPU.
+# Where it cannot be had, the tests that compile for GPUs are skipped by name.
+$(VENV)/.installed-plan: $(VENV)/.installed-test
+	@version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)'); \
+	if $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/plan "jax-cuda12-plugin==$$version" \
+		"jax-cuda12-pjrt==$$version" nvidia-cudnn-cu12 nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12; \
+	then touch $@; else echo "the CUDA plugin could not be installed: no test compiles for GPUs"; fi
+
 demo: $(VENV)/.installed
 	@test -d $(MINI) || $(BIN)/python -m wmtp_jax.prepare --dataset mini --output $(MINI)
 	@for stage in $(STAGES); do \
@@ -34,7 +42,7 @@ demo: $(VENV)/.installed
 	@echo "Runs: $(RUNS)/<stage>/<stage>-micro"
 
 # A process for each core of a small machine; the tests of a file share their compiled steps.
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-plan
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
 
 lint: $(VENV)/.installed-test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -90,6 +91,7 @@ def measure(
         "devices": schedule.devices,
         "mesh": dict(zip(mesh.axis_names, shape, strict=True)),
         "compiled_for": "cpu (estimate)" if estimate else card.name,
+        "jax": jax.__version__,
         "remat": settings.training.remat,
         "offload_optimizer": settings.training.offload_optimizer,
         "rows_per_step": schedule.rows_per_step,
@@ -109,6 +111,7 @@ def measure(
         "collectives": [c._asdict() for c in traffic],
         "collective_bytes": sum(c.bytes for c in traffic),
         "kernels": dict(kernel_calls(text)),
+        "holds_attention_scores": _holds_scores(text, settings.dataset.max_length),
         "assumed_efficiency": efficiency,
         "step_seconds": seconds,
         "tokens_per_second": schedule.tokens_per_step / seconds,
@@ -176,6 +179,11 @@ def _peak(memory: Any) -> int:
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
     )
+
+
+def _holds_scores(text: str, length: int) -> bool:
+    """Whether the program has an array of attention scores, (..., S, S)."""
+    return re.search(rf"\b(?:bf16|f16|f32)\[(?:\d+,)*{length},{length}\]", text) is not None
 
 
 def _bytes_per_device(tree: Any) -> int:
