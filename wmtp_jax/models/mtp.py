@@ -74,7 +74,10 @@ class MTPTransformer(nnx.Module):
         """
         kernel_DV = self.output_kernel
         hidden_BSnD = self.head_hidden(jnp.asarray(tokens_BS), segment_ids_BS, n_heads)
-        return jnp.einsum("bsnd,dv->bsnv", hidden_BSnD, kernel_DV, preferred_element_type=jnp.float32)
+        logits_BSnV = jnp.einsum("bsnd,dv->bsnv", hidden_BSnD, kernel_DV, preferred_element_type=jnp.float32)
+        if (low_rank := self.output_low_rank(hidden_BSnD)) is not None:
+            logits_BSnV += jnp.einsum("bsnr,rv->bsnv", *low_rank, preferred_element_type=jnp.float32)
+        return logits_BSnV
 
     @property
     def output_kernel(self) -> Array:
@@ -88,6 +91,13 @@ class MTPTransformer(nnx.Module):
         if self.output is None:  # tied
             return self.tok_embeddings.embedding[...].astype(self.tok_embeddings.dtype).T
         return self.output.kernel[...].astype(self.output.dtype)
+
+    def output_low_rank(self, hidden_BSnD: Array) -> tuple[Array, Array] | None:
+        """Where an adapter hangs on the output matrix: (B, S, n, r) and (r, V), whose product is added to the logits."""
+        if self.output is None or self.output.adapter is None:
+            return None
+        adapter = self.output.adapter
+        return adapter.down(hidden_BSnD), adapter.lora_b[...].astype(hidden_BSnD.dtype)
 
     def trunk_hidden(
         self, tokens_BS: Array, segment_ids_BS: Array | None = None, attention_mask_BS: Array | None = None
