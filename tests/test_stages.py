@@ -38,7 +38,7 @@ def chain(train_command, tiny_data, tmp_path_factory) -> dict[str, Path]:
     policy = f"model.path={runs['policy']}"
     train_command(runs["policy"], *SHORT)
     train_command(runs["critic"], policy, "training.n_epochs=20", stage="critic")
-    train_command(runs["full"], policy, "critic.train=full", "critic.value_head=sigmoid", *SHORT, stage="critic")
+    train_command(runs["full"], policy, "training.train=full", "critic.value_head=sigmoid", *SHORT, stage="critic")
     train_command(runs["reference"], "model.architecture.n_future_tokens=1", *SHORT, stage="reference")
     for name in ("full", "reference"):
         scores = folder / f"{name}.arrow"
@@ -163,7 +163,7 @@ def test_a_critic_with_adapters(chain, train_command, tmp_path):
     """The trunk stays as it is; adapters stand beside it, are worked in on loading, and resume."""
     settings = (
         f"model.path={chain['policy']}",
-        "critic.train=lora",
+        "training.train=lora",
         "lora={rank: 2, alpha: 4, targets: [wq, w2]}",
         "critic.head_learning_rate=1e-3",
         "checkpoint.save_every_steps=2",
@@ -276,7 +276,7 @@ BAD = {
     "critic of another trunk": (
         "verifiable",
         ("experiment.critic_checkpoint={full}",),
-        "was trained with critic.train=full",
+        "was trained with training.train=full",
     ),
     "critic of another width": (
         "verifiable",

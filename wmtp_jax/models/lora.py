@@ -115,7 +115,9 @@ def find_targets(shapes: Mapping[str, Any], config: LoRAConfig) -> list[str]:
     names = [name for name in names if not name.startswith("value_head")]
     for pattern in config.targets:
         if not any(re.search(pattern, name) for name in names):
-            raise ValueError(f"lora.targets: {pattern!r} matches no projection; there are: {', '.join(names) or 'none'}")
+            raise ValueError(
+                f"lora.targets: {pattern!r} matches no projection; there are: {', '.join(names) or 'none'}"
+            )
     return [name for name in names if any(re.search(pattern, name) for pattern in config.targets)]
 
 
@@ -141,7 +143,7 @@ def merged(kernel: Any, lora_a: Any, lora_b: Any, config: LoRAConfig) -> Any:
         change = np.matmul(lora_a.astype(np.float32), lora_b.astype(np.float32)) * np.float32(config.scale)
         return (kernel.astype(np.float32) + change).astype(kernel.dtype)
     if kernel.ndim > 2:  # block by block: only one product exists at a time
-        return jax.lax.map(lambda block: merged(*block, config), (kernel, lora_a, lora_b))
+        return jax.lax.map(lambda block: merged(block[0], block[1], block[2], config), (kernel, lora_a, lora_b))
     change = (lora_a.astype(jnp.float32) @ lora_b.astype(jnp.float32)) * config.scale
     return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
 

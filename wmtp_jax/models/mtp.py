@@ -93,7 +93,7 @@ class MTPTransformer(nnx.Module):
         return self.output.kernel[...].astype(self.output.dtype)
 
     def output_low_rank(self, hidden_BSnD: Array) -> tuple[Array, Array] | None:
-        """Where an adapter hangs on the output matrix: (B, S, n, r) and (r, V), whose product is added to the logits."""
+        """(B, S, n, r) and (r, V), whose product is added to the logits: the adapter of the output matrix, if any."""
         if self.output is None or self.output.adapter is None:
             return None
         adapter = self.output.adapter

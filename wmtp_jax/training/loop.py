@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -25,13 +24,12 @@ from wmtp_jax.errors import Failure
 from wmtp_jax.load import load_params
 from wmtp_jax.losses.mtp import mtp_targets
 from wmtp_jax.models import store
-from wmtp_jax.models.lora import ADAPTER
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
 from wmtp_jax.training.checkpoints import Checkpoints, abstract, best_step, saved_steps
-from wmtp_jax.training.initial import fresh_adapter, initial_params
+from wmtp_jax.training.initial import find_base, initial_params
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from wmtp_jax.training.run import Run, check_directory, write_run_files
+from wmtp_jax.training.run import Run, check_directory, rename_base, write_run_files
 from wmtp_jax.training.scoring import make_scorer
 from wmtp_jax.training.step import TrainState, init_state, make_train_step, split_params
 from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
@@ -60,13 +58,16 @@ def fit(run: Run) -> dict[str, Any]:
         err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False, soft_wrap=True)
     else:
         with jax.set_mesh(mesh):
+            base = find_base(run, resumed=bool(saved))
             trainer = _Trainer(run, mesh)
             # A fresh state first: a damaged model must not leave a run directory behind.
             state = None if saved else trainer.fresh_state()
             if not saved:
-                write_run_files(run)
+                write_run_files(run, base)
+            elif base is not None:
+                rename_base(run.directory, base)
             try:
-                _train(run, trainer, state, first_step)
+                _train(run, trainer, state, first_step, frozen=base is not None)
             except KeyboardInterrupt:
                 saved = saved_steps(run.directory)
                 place = f"step {saved[-1]}" if saved else "the beginning (no checkpoint was due yet)"
@@ -107,9 +108,8 @@ class _Trainer:
             "remat": settings.training.remat,
             "unroll": settings.training.unroll_layers,
         }
-        graphdef, self.shapes = store.build(run.config, **options)
-        if objective.lora is not None:
-            self.shapes = {**self.shapes, ADAPTER: jax.eval_shape(partial(fresh_adapter, run, self.shapes))}
+        graphdef, shapes = store.build(run.config, **options)
+        self.shapes = objective.trained_form(shapes)
         assert run.schedule.total_steps is not None
         rate = learning_rate_schedule(settings.training, run.schedule.total_steps)
         self.optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
@@ -190,8 +190,11 @@ class _Trainer:
         return metrics
 
 
-def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: int) -> None:
-    """Updates from ``first_step`` (from the checkpoint there, where ``state`` is None) to the last."""
+def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: int, *, frozen: bool) -> None:
+    """Updates from ``first_step`` (from the checkpoint there, where ``state`` is None) to the last.
+
+    With a ``frozen`` base checkpoints hold only what is trained.
+    """
     settings, last_step = run.settings, run.schedule.last_step
     assert last_step is not None
     batches = training_batches(
@@ -207,12 +210,18 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
     keep = settings.checkpoint.save_total_limit
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
-            Checkpoints(run.directory, save_best=settings.checkpoint.save_best, keep=keep)
+            Checkpoints(
+                run.directory,
+                save_best=settings.checkpoint.save_best,
+                keep=keep,
+                holds=run.objective.trains if frozen else None,
+            )
         )
         progress: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
         if state is None:
             err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
-            state, progress = checkpoints.restore(first_step, trainer.target)
+            base = initial_params(run, trainer.mesh) if frozen else {}
+            state, progress = checkpoints.restore(first_step, trainer.target, base)
         metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
         mlflow = None
         if settings.tracking.mlflow:
@@ -311,7 +320,13 @@ class _Logger:
 
     def _flops(self, rows: Rows) -> float:
         objective = self._run.objective
-        return model_flops(self._run.config, rows, n_heads=objective.n_heads, backward=objective.backbone != "head")
+        return model_flops(
+            self._run.config,
+            rows,
+            n_heads=objective.n_heads,
+            backward=objective.part != "head",
+            frozen=objective.part != "full",
+        )
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         self._record(step, values)

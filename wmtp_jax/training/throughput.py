@@ -14,13 +14,13 @@ from wmtp_jax.data.pack import Rows
 from wmtp_jax.models.config import ModelConfig
 
 
-def model_flops(config: ModelConfig, rows: Rows, *, n_heads: int, backward: bool = True) -> float:
+def model_flops(config: ModelConfig, rows: Rows, *, n_heads: int, backward: bool = True, frozen: bool = False) -> float:
     """Floating-point operations that one update needs: 6 for each weight a real token meets, and attention.
 
-    ``n_heads`` prediction heads are computed; without a backward pass through the blocks a weight costs 2. Padding
-    and recomputation do not count, and causal attention counts its half, so the share of the peak that is reached
-    says what is left to win (the convention of PaLM, arXiv 2204.02311, appendix B, with attention counted inside
-    documents only).
+    ``n_heads`` prediction heads are computed; without a backward pass through the blocks a weight costs 2, with one
+    but ``frozen`` weights (beside adapters, which do not count) 4. Padding and recomputation do not count, and causal
+    attention counts its half, so the share of the peak that is reached says what is left to win (the convention of
+    PaLM, arXiv 2204.02311, appendix B, with attention counted inside documents only).
     """
     q_dim, kv_dim = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
     block = config.dim * (2 * q_dim + 2 * kv_dim + 3 * config.ffn_dim)
@@ -29,7 +29,8 @@ def model_flops(config: ModelConfig, rows: Rows, *, n_heads: int, backward: bool
     segment_ids = rows.segment_ids.reshape(-1, rows.segment_ids.shape[-1])
     lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids])
     attention = n_blocks * q_dim * float(np.sum(lengths.astype(float) ** 2))
-    return (6.0 if backward else 2.0) * (weights * float(lengths.sum()) + attention)
+    per_weight = 2.0 if not backward else 4.0 if frozen else 6.0
+    return per_weight * weights * float(lengths.sum()) + (6.0 if backward else 2.0) * attention
 
 
 def matmul_peak(dtype: DTypeLike) -> float:
