@@ -69,13 +69,15 @@ def find_base(run: Run, *, resumed: bool) -> store.Base | None:
             return None
     if run.source is None or run.objective.part == "full":
         if recorded is not None:
-            raise UserError(f"{run.directory} was trained on {recorded.path}; give that as model.path to continue")
+            raise UserError(
+                f"{run.directory} was trained on {run.directory / recorded.path}; give that as model.path to continue"
+            )
         return None
     base = store.Base(_seen_from(run.directory, run.source.path), model_fingerprint(run.source))
     if recorded is not None and recorded.fingerprint != base.fingerprint:
         raise UserError(
             f"model.path: {run.source.path} has not the weights that {run.directory} was trained on, which were "
-            f"{recorded.path}: fingerprint {recorded.fingerprint[:12]} expected, {base.fingerprint[:12]} found. Name "
+            f"{run.directory / recorded.path}: fingerprint {recorded.fingerprint[:12]} expected, {base.fingerprint[:12]} found. Name "
             "that model, or a copy of its files, as model.path to continue"
         )
     return base

@@ -329,8 +329,8 @@ def _check_same_run(run: Run) -> None:
 
 def _with_defaults(values: dict[str, Any], stage: Stage) -> dict[str, Any]:
     """Settings that a run wrote, perhaps before some of today's existed: those have their defaults."""
-    critic = values.get("critic") or {}
-    if "train" in critic:  # training.train took its place, which concerns every stage
+    critic = values.get("critic")
+    if isinstance(critic, dict) and "train" in critic:  # training.train took its place, which concerns every stage
         train = critic["train"] if stage.trains == "values" else None
         values = {
             **values,
