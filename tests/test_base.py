@@ -78,18 +78,24 @@ def test_a_run_is_read_with_its_base_and_the_base_of_that(runs: Path):
     assert 0 < np.abs(heads[0] - heads[1]).max() < 0.5  # the joint critic went on from the critic's head
 
 
-def test_resumed_equals_uninterrupted_also_where_the_base_has_moved(runs: Path, train_command, tmp_path: Path):
-    shutil.copytree(runs / "policy", tmp_path / "elsewhere")
+def test_resumed_equals_uninterrupted_also_where_the_base_has_moved(runs: Path, train_command, tmp_path, monkeypatch):
+    """A relative base counts from the run: the folder of both can be moved, or the base alone before a resume."""
+    (tmp_path / "storage/models").mkdir(parents=True)
+    shutil.copytree(runs / "policy", tmp_path / "storage/models/policy")
+    monkeypatch.chdir(tmp_path)
     settings = (*LORA, "model.param_dtype=bfloat16")
-    run = tmp_path / "run"
-    train_command(run, f"model.path={runs / 'policy'}", *settings, "training.max_steps=2")
+    train_command(Path("storage/run"), "model.path=storage/models/policy", *settings, "training.max_steps=2")
+    assert store.read_description(Path("storage/run")).base.path == "../models/policy@2"
+    (tmp_path / "storage").rename(tmp_path / "volume")
+    run = tmp_path / "volume/run"
+    assert wmtp_jax.load_model(str(run))(TOKENS).shape == (2, 12, 2, 300)
+    (tmp_path / "volume/models/policy").rename(tmp_path / "elsewhere")
     moved = f"model.path={tmp_path / 'elsewhere'}"
     assert train_command(run, moved, *settings, "training.max_steps=4")["first_step"] == 2
     assert find_model(run).base.path == f"{tmp_path / 'elsewhere'}@2"
     jax.tree.map(np.testing.assert_array_equal, leaves(f"{run}@latest"), leaves(f"{runs / 'tuned'}@latest"))
-    other = f"model.path={runs / 'tuned'}"
     with pytest.raises(UserError, match=r"has not the weights that .* was trained on"):
-        train_command(run, other, *settings, "training.max_steps=6")
+        train_command(run, f"model.path={runs / 'tuned'}", *settings, "training.max_steps=6")
 
 
 def test_everything_else_reads_it_too(runs: Path, convert, tiny_data: Path, tmp_path: Path, capsys):
@@ -149,21 +155,10 @@ def test_a_base_that_is_gone_or_has_changed_is_named(runs: Path, convert, tiny_d
         score.main(asked)
 
 
-def test_a_relative_base_counts_from_the_run(runs: Path, train_command, tmp_path: Path, monkeypatch):
-    (tmp_path / "storage/models").mkdir(parents=True)
-    shutil.copytree(runs / "policy", tmp_path / "storage/models/policy")
-    monkeypatch.chdir(tmp_path)
-    train_command(Path("storage/run"), "model.path=storage/models/policy", *LORA, "training.max_steps=1")
-    assert store.read_description(Path("storage/run")).base.path == "../models/policy@2"
-    (tmp_path / "storage").rename(tmp_path / "volume")
-    assert wmtp_jax.load_model("volume/run")(TOKENS).shape == (2, 12, 2, 300)
-
-
 def test_a_critic_of_an_earlier_version_resumes(runs: Path, train_command, tmp_path: Path):
     """Its settings say ``critic.train``, and its checkpoints hold the whole model: both stay as they are."""
     run = tmp_path / "run"
-    settings = (f"model.path={runs / 'policy'}", "training.n_epochs=1", "checkpoint.save_every_steps=2")
-    train_command(run, *settings, "training.max_steps=2", stage="critic")
+    shutil.copytree(runs / "critic", run)
     values = yaml.safe_load((run / SETTINGS_FILE).read_text())
     del values["training"]["train"], values["lora"]["dropout"]
     values["critic"]["train"] = "head"
@@ -173,10 +168,11 @@ def test_a_critic_of_an_earlier_version_resumes(runs: Path, train_command, tmp_p
     store.write_description(run, found.config, found.source)
     shutil.rmtree(run / "checkpoints/2/params")
     store.write_params(run / "checkpoints/2", whole)
-    assert train_command(run, *settings, "training.max_steps=4", stage="critic")["first_step"] == 2
-    assert "trunk.attention.wq.kernel" in own(run, 4)
+    settings = (f"model.path={runs / 'policy'}", "model.param_dtype=bfloat16")
     with pytest.raises(UserError, match=r"training.train: head there, lora now"):
-        train_command(run, *settings, "training.train=lora", "training.max_steps=6", stage="critic")
+        train_command(run, *settings, "training.train=lora", "training.max_steps=3", stage="critic")
+    assert train_command(run, *settings, "training.max_steps=3", stage="critic")["first_step"] == 2
+    assert "trunk.attention.wq.kernel" in own(run, 3)
 
 
 def test_dry_run_counts_adapters(train_command, capsys):

@@ -77,8 +77,8 @@ def find_base(run: Run, *, resumed: bool) -> store.Base | None:
     if recorded is not None and recorded.fingerprint != base.fingerprint:
         raise UserError(
             f"model.path: {run.source.path} has not the weights that {run.directory} was trained on, which were "
-            f"{run.directory / recorded.path}: fingerprint {recorded.fingerprint[:12]} expected, {base.fingerprint[:12]} found. Name "
-            "that model, or a copy of its files, as model.path to continue"
+            f"{run.directory / recorded.path}: fingerprint {recorded.fingerprint[:12]} expected, "
+            f"{base.fingerprint[:12]} found. Name that model, or a copy of its files, as model.path to continue"
         )
     return base
 
