@@ -10,7 +10,16 @@ import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from wmtp_jax.errors import UserError
@@ -78,6 +87,12 @@ class ModelSettings(_Part):
     )
     compute_dtype: DType = Field(
         "bfloat16", description="Type of matrix products. Norms, softmax, losses and sums are float32."
+    )
+    attention: Literal["auto", "xla", "cudnn", "pallas"] = Field(
+        "auto",
+        description="Kernel of attention. `cudnn` and `pallas` are flash attention on NVIDIA GPUs, `xla` runs "
+        "everywhere and holds all scores. `auto`: `cudnn` where a row is one document, `pallas` where it is several "
+        "or in float32, `xla` elsewhere.",
     )
 
     @model_validator(mode="after")
@@ -210,12 +225,24 @@ class TrainingSettings(_Part):
         description="Updates in a row that may be skipped because a loss or gradient is not finite; one more stops "
         "the run.",
     )
-    remat: bool = Field(
-        False, description="Recompute blocks in the backward pass: less memory, about a third more compute."
+    remat: Literal["none", "dots", "attention", "full"] = Field(
+        "none",
+        description="What the backward pass computes again instead of keeping it, from most memory to least: `none`; "
+        "`dots`, all but matrix products and attention; `attention`, all but attention; `full`, whole blocks (about a "
+        "third more compute). `python -m wmtp_jax.plan` says what fits.",
     )
     unroll_layers: bool = Field(
         False, description="Compile every block by itself: faster steps on a CPU, longer compilation."
     )
+    moments_dtype: DType = Field("float32", description="Type AdamW's two moments are kept in.")
+    offload_optimizer: bool = Field(
+        False, description="Keep AdamW's moments in the host's memory, and fetch them for each update (GPU)."
+    )
+
+    @field_validator("remat", mode="before")
+    @classmethod
+    def _older(cls, value: object) -> object:
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value  # runs of older versions
 
 
 class CriticSettings(_Part):

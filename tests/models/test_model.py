@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from wmtp_jax.models import store
+from wmtp_jax.models.attention import document_mask
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.models.layers import document_mask, document_positions
+from wmtp_jax.models.layers import document_positions
 from wmtp_jax.models.mtp import MTPTransformer
 
 CONFIG = ModelConfig(dim=32, n_layers=4, n_heads=4, n_kv_heads=2, vocab_size=50, ffn_dim=64, n_future_tokens=2)
@@ -58,7 +59,9 @@ def test_first_heads_only(model):
     np.testing.assert_array_equal(model(tokens, n_heads=1)[:, :, 0], model(tokens)[:, :, 0])
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"remat": "full"}, {"remat": "dots"}, {"remat": "attention"}, {"unroll": True}], ids=str
+)
 def test_remat_and_unroll_change_nothing(model, options):
     graphdef, _ = store.build(CONFIG, **options)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))

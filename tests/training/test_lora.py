@@ -20,8 +20,8 @@ from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.lora import ADAPTER, Adapter, LoRAConfig, attach, merge
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding, parameter_spec
-from wmtp_jax.training.loop import state_shardings
 from wmtp_jax.training.objective import Objective, ValueLoss
+from wmtp_jax.training.program import state_shardings
 from wmtp_jax.training.step import init_state, make_train_step, split_params
 from wmtp_jax.weighting import rho1, uniform
 from wmtp_jax.weighting.td import initial_whitening
@@ -49,6 +49,8 @@ OBJECTIVE = Objective(
 
 class Merged(Objective):
     """The same objective with the adapter worked into float32 kernels in every step."""
+
+    frozen = False  # a gradient through the merged output matrix too
 
     def model(self, graphdef, params, key=None):
         base = jax.tree.map(lambda x: x.astype(jnp.float32), {n: p for n, p in params.items() if n != ADAPTER})

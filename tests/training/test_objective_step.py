@@ -23,9 +23,9 @@ from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding
-from wmtp_jax.training.loop import state_shardings
 from wmtp_jax.training.objective import Objective, ValueLoss
 from wmtp_jax.training.optimizer import make_optimizer
+from wmtp_jax.training.program import state_shardings
 from wmtp_jax.training.scoring import make_scorer
 from wmtp_jax.training.step import init_state, make_train_step
 from wmtp_jax.weighting import rho1, td

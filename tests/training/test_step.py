@@ -20,9 +20,9 @@ from wmtp_jax.parallel.sharding import (
     parameter_name,
     parameter_spec,
 )
-from wmtp_jax.training.loop import state_shardings
 from wmtp_jax.training.objective import Objective
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from wmtp_jax.training.program import state_shardings
 from wmtp_jax.training.step import init_state, make_train_step
 from wmtp_jax.training.validation import make_eval_step, validation_metrics
 from wmtp_jax.weighting import uniform

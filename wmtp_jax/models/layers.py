@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from wmtp_jax.models.attention import Documents, attend
 from wmtp_jax.models.config import ModelConfig, RopeScaling
 from wmtp_jax.models.lora import Adapter
 
@@ -62,31 +63,23 @@ def apply_rotary(x_BSNH: Array, cos_BSh: Array, sin_BSh: Array) -> Array:
     return rotated.astype(x_BSNH.dtype)
 
 
-def document_mask(segment_ids_BS: Array) -> Array:
-    """Causal mask inside documents, (B, 1, S, S) bool: position q may attend to position k."""
-    same_BSS = segment_ids_BS[:, :, None] == segment_ids_BS[:, None, :]
-    causal_SS = jnp.tril(jnp.ones((segment_ids_BS.shape[1],) * 2, dtype=bool))
-    return (same_BSS & causal_SS)[:, None]
-
-
 class Attention(nnx.Module):
     """Causal grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **dtypes: Any):
-        self.head_dim = config.head_width
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, kernel: str, **dtypes: Any):
+        self.head_dim, self.kernel = config.head_width, kernel
         q_dim, kv_dim = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
         self.wq = linear(config.dim, q_dim, rngs, **dtypes)
         self.wk = linear(config.dim, kv_dim, rngs, **dtypes)
         self.wv = linear(config.dim, kv_dim, rngs, **dtypes)
         self.wo = linear(q_dim, config.dim, rngs, depth=config.n_layers, **dtypes)
 
-    def __call__(self, x_BSD: Array, rotary: tuple[Array, Array], mask_B1SS: Array | None) -> Array:
+    def __call__(self, x_BSD: Array, rotary: tuple[Array, Array], where: Documents) -> Array:
         B, S, _ = x_BSD.shape
         q_BSNH = apply_rotary(self.wq(x_BSD).reshape(B, S, -1, self.head_dim), *rotary)
         k_BSKH = apply_rotary(self.wk(x_BSD).reshape(B, S, -1, self.head_dim), *rotary)
         v_BSKH = self.wv(x_BSD).reshape(B, S, -1, self.head_dim)
-        # A row that is one document needs no mask array: the kernel knows "causal".
-        out_BSNH = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=mask_B1SS, is_causal=mask_B1SS is None)
+        out_BSNH = attend(q_BSNH, k_BSKH, v_BSKH, where, self.kernel)
         return self.wo(out_BSNH.reshape(B, S, -1))
 
 
@@ -105,14 +98,14 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm transformer block; the trunk and the prediction heads are made of these."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **dtypes: Any):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, kernel: str, **dtypes: Any):
         self.attention_norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
-        self.attention = Attention(config, rngs=rngs, **dtypes)
+        self.attention = Attention(config, rngs=rngs, kernel=kernel, **dtypes)
         self.ffn_norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
         self.feed_forward = FeedForward(config, rngs=rngs, **dtypes)
 
-    def __call__(self, x_BSD: Array, rotary: tuple[Array, Array], mask_B1SS: Array | None) -> Array:
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotary, mask_B1SS)
+    def __call__(self, x_BSD: Array, rotary: tuple[Array, Array], where: Documents) -> Array:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotary, where)
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
 
 

@@ -14,10 +14,21 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from wmtp_jax.models.attention import Documents, documents, keeps_attention
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.models.layers import Block, document_mask, document_positions, linear, rotary_angles
+from wmtp_jax.models.layers import Block, document_positions, linear, rotary_angles
 from wmtp_jax.models.value import ValueHead
 from wmtp_jax.parallel.sharding import replicate, shard_batch
+
+# What the backward pass makes again of each trunk block: policies of `jax.checkpoint`.
+REMAT: dict[str, Any] = {
+    "none": None,  # nothing: everything is kept
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, keeps_attention
+    ),
+    "attention": keeps_attention,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class MTPTransformer(nnx.Module):
@@ -28,9 +39,14 @@ class MTPTransformer(nnx.Module):
       rngs: seeds of the random weights.
       dtype: of the computation (matrix products); norms, softmax and logits are float32.
       param_dtype: of the weights.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: what the backward pass computes again instead of keeping it: ``none``; ``dots``, all but products with
+        weights and attention; ``attention``, all but attention; ``full``, each block. Unless it is ``none`` the head
+        blocks are computed again whole, one at a time, so that the activations of one exist and not of n.
       unroll: compile every trunk block by itself instead of one block in a loop: faster steps
         on a CPU, longer compilation.
+      attention: the kernel, one of `wmtp_jax.models.attention.KERNELS`.
+      packed: rows hold several documents. False: each row is one, followed by padding, so that a causal kernel
+        needs no document numbers; what stands at padding has no meaning then.
     """
 
     def __init__(
@@ -40,10 +56,13 @@ class MTPTransformer(nnx.Module):
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
+        remat: str = "none",
         unroll: bool = False,
+        attention: str = "xla",
+        packed: bool = True,
     ):
         self.config, self.remat, self.unroll = config, remat, unroll
+        self.attention, self.packed = attention, packed
         dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.tok_embeddings = nnx.Embed(
             config.vocab_size,
@@ -54,8 +73,8 @@ class MTPTransformer(nnx.Module):
         )
         # Blocks are stacked: every leaf has a leading axis of n_trunk_layers or n_future_tokens. A part that
         # the architecture has none of is None: it holds no parameters.
-        self.trunk = _stack(config, config.n_trunk_layers, rngs, dtypes)
-        self.heads = _stack(config, config.n_future_tokens, rngs, dtypes)
+        self.trunk = _stack(config, config.n_trunk_layers, rngs, kernel=attention, **dtypes)
+        self.heads = _stack(config, config.n_future_tokens, rngs, kernel=attention, **dtypes)
         self.norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
         has_output = config.n_future_tokens > 0 and not config.tie_embeddings
         self.output = linear(config.dim, config.vocab_size, rngs, **dtypes) if has_output else None
@@ -73,11 +92,11 @@ class MTPTransformer(nnx.Module):
           n_heads: compute only the first ``n_heads`` heads (1 for next-token decoding).
         """
         kernel_DV = self.output_kernel
-        hidden_BSnD = self.head_hidden(jnp.asarray(tokens_BS), segment_ids_BS, n_heads)
-        logits_BSnV = jnp.einsum("bsnd,dv->bsnv", hidden_BSnD, kernel_DV, preferred_element_type=jnp.float32)
-        if (low_rank := self.output_low_rank(hidden_BSnD)) is not None:
-            logits_BSnV += jnp.einsum("bsnr,rv->bsnv", *low_rank, preferred_element_type=jnp.float32)
-        return logits_BSnV
+        hidden_nBSD = self.head_hidden(jnp.asarray(tokens_BS), segment_ids_BS, n_heads)
+        logits_nBSV = jnp.einsum("nbsd,dv->nbsv", hidden_nBSD, kernel_DV, preferred_element_type=jnp.float32)
+        if (low_rank := self.output_low_rank(hidden_nBSD)) is not None:
+            logits_nBSV += jnp.einsum("nbsr,rv->nbsv", *low_rank, preferred_element_type=jnp.float32)
+        return jnp.moveaxis(logits_nBSV, 0, 2)
 
     @property
     def output_kernel(self) -> Array:
@@ -92,12 +111,12 @@ class MTPTransformer(nnx.Module):
             return self.tok_embeddings.embedding[...].astype(self.tok_embeddings.dtype).T
         return self.output.kernel[...].astype(self.output.dtype)
 
-    def output_low_rank(self, hidden_BSnD: Array) -> tuple[Array, Array] | None:
-        """(B, S, n, r) and (r, V), whose product is added to the logits: the adapter of the output matrix, if any."""
+    def output_low_rank(self, hidden_nBSD: Array) -> tuple[Array, Array] | None:
+        """(n, B, S, r) and (r, V), whose product is added to the logits: the adapter of the output matrix, if any."""
         if self.output is None or self.output.adapter is None:
             return None
         adapter = self.output.adapter
-        return adapter.down(hidden_BSnD), adapter.lora_b[...].astype(hidden_BSnD.dtype)
+        return adapter.down(hidden_nBSD), adapter.lora_b[...].astype(hidden_nBSD.dtype)
 
     def trunk_hidden(
         self, tokens_BS: Array, segment_ids_BS: Array | None = None, attention_mask_BS: Array | None = None
@@ -142,7 +161,7 @@ class MTPTransformer(nnx.Module):
         n_heads: int | None = None,
         trunk_BSD: Array | None = None,
     ) -> Array:
-        """Normed hidden states of the heads (B, S, n, D): the input of the output matrix.
+        """Normed hidden states of the heads (n, B, S, D): the input of the output matrix.
 
         Args:
           tokens_BS, segment_ids_BS, n_heads: as in `__call__`.
@@ -158,26 +177,22 @@ class MTPTransformer(nnx.Module):
         def head(_: None, block: Any) -> tuple[None, Array]:
             return None, self.norm(nnx.merge(graphdef, block)(trunk_BSD, *context))
 
-        # One head after another, not batched: n times less memory for activations in flight.
-        body = jax.checkpoint(head) if self.remat else head
-        _, hidden_nBSD = jax.lax.scan(body, None, stacked, unroll=self.unroll)
-        return jnp.moveaxis(hidden_nBSD, 0, 2)
+        # One head after another, not batched (Gloeckle et al. 2024, section 2): what is in flight is one head's.
+        body = head if self.remat == "none" else jax.checkpoint(head)
+        return jax.lax.scan(body, None, stacked, unroll=self.unroll)[1]
 
     def _context(
         self, tokens_BS: Array, segment_ids_BS: Array | None, attention_mask_BS: Array | None = None
-    ) -> tuple[Any, Array | None]:
-        """Rotary angles and attention mask, which all blocks share."""
+    ) -> tuple[Any, Documents]:
+        """Rotary angles, and what attention must know of the documents; all blocks share them."""
         if segment_ids_BS is None:
             positions_BS = jnp.arange(tokens_BS.shape[1], dtype=jnp.int32)[None]
-            mask_B1SS = None
-            if attention_mask_BS is not None:
-                mask_B1SS = document_mask(jnp.ones_like(tokens_BS)) & attention_mask_BS[:, None, None]
         else:
             positions_BS = document_positions(segment_ids_BS)
-            mask_B1SS = document_mask(segment_ids_BS)
-        return rotary_angles(positions_BS, self.config), mask_B1SS
+        numbers_BS = segment_ids_BS if self.packed else None
+        return rotary_angles(positions_BS, self.config), documents(numbers_BS, self.attention, attention_mask_BS)
 
-    def _run(self, blocks: Block | None, x_BSD: Array, context: tuple[Any, Array | None]) -> Array:
+    def _run(self, blocks: Block | None, x_BSD: Array, context: tuple[Any, Documents]) -> Array:
         """Applies stacked blocks one after another."""
         if blocks is None:
             return x_BSD
@@ -186,17 +201,17 @@ class MTPTransformer(nnx.Module):
         def apply(x: Array, block: Any) -> tuple[Array, None]:
             return shard_batch(nnx.merge(graphdef, block)(x, *context)), None
 
-        body = jax.checkpoint(apply) if self.remat else apply
+        body = apply if self.remat == "none" else jax.checkpoint(apply, policy=REMAT[self.remat])
         return jax.lax.scan(body, x_BSD, stacked, unroll=self.unroll)[0]
 
 
-def _stack(config: ModelConfig, count: int, rngs: nnx.Rngs, dtypes: dict[str, Any]) -> Block | None:
+def _stack(config: ModelConfig, count: int, rngs: nnx.Rngs, **options: Any) -> Block | None:
     if not count:
         return None
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: None})
     def make(rngs: nnx.Rngs) -> Block:
-        return Block(config, rngs=rngs, **dtypes)
+        return Block(config, rngs=rngs, **options)
 
     return make(rngs)

@@ -43,7 +43,7 @@ def build(config: ModelConfig, **options: Any) -> tuple[nnx.GraphDef[MTPTransfor
 
     Args:
       config: the architecture.
-      **options: of `MTPTransformer` (dtype, param_dtype, remat, unroll).
+      **options: of `MTPTransformer` (dtype, param_dtype, remat, ...).
 
     Returns:
       ``graphdef`` and a nested dict of `jax.ShapeDtypeStruct`; ``nnx.merge(graphdef, params)`` with

@@ -5,6 +5,7 @@ the compiler inserts the collectives that these placements need.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +26,8 @@ PARAMETER_TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"value_head\.", ()),
 )
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")  # devices along these read different rows
+FSDP_AXIS, TENSOR_AXIS = "fsdp", "tensor"
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:
@@ -74,6 +76,18 @@ def shard_batch(x: jax.Array) -> jax.Array:
 def replicate(x: jax.Array) -> jax.Array:
     """Gathers an array on every device inside a jitted function; nothing without a mesh."""
     return _constrain(x, P())
+
+
+def axis_size(name: str) -> int:
+    """Devices along an axis of the mesh in context; 1 without a mesh."""
+    return jax.sharding.get_abstract_mesh().shape.get(name, 1)
+
+
+def map_shards(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """``function`` of each device's shards (`jax.shard_map`); itself without a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _constrain(x: jax.Array, spec: P) -> jax.Array:

@@ -6,15 +6,13 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from wmtp_jax.console import Steps, err
 from wmtp_jax.data.batches import training_batches, validation_batches
@@ -23,19 +21,15 @@ from wmtp_jax.data.sample import curriculum_order
 from wmtp_jax.errors import Failure
 from wmtp_jax.load import load_params
 from wmtp_jax.losses.mtp import mtp_targets
-from wmtp_jax.models import store
 from wmtp_jax.parallel.mesh import make_mesh
-from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
-from wmtp_jax.training.checkpoints import Checkpoints, abstract, best_step, saved_steps
+from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
 from wmtp_jax.training.initial import find_base, initial_params
-from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from wmtp_jax.training.program import make_program
 from wmtp_jax.training.run import Run, check_directory, rename_base, write_run_files
-from wmtp_jax.training.scoring import make_scorer
-from wmtp_jax.training.step import TrainState, init_state, make_train_step, split_params
+from wmtp_jax.training.step import TrainState
 from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun
-from wmtp_jax.training.validation import critic_metrics, make_eval_step, validation_metrics
-from wmtp_jax.weighting.td import initial_whitening
+from wmtp_jax.training.validation import critic_metrics, validation_metrics
 
 
 def fit(run: Run) -> dict[str, Any]:
@@ -97,67 +91,31 @@ def fit(run: Run) -> dict[str, Any]:
 
 
 class _Trainer:
-    """The compiled functions of a run and the placement of what they work on."""
+    """The compiled functions of a run."""
 
     def __init__(self, run: Run, mesh: Mesh):
-        settings, model, objective = run.settings, run.settings.model, run.objective
         self.run, self.mesh = run, mesh
-        options = {
-            "dtype": model.compute_dtype,
-            "param_dtype": model.param_dtype,
-            "remat": settings.training.remat,
-            "unroll": settings.training.unroll_layers,
-        }
-        graphdef, shapes = store.build(run.config, **options)
-        self.shapes = objective.trained_form(shapes)
+        scores_batches = run.objective.needs_scores and run.train.rows.scores is None
         assert run.schedule.total_steps is not None
-        rate = learning_rate_schedule(settings.training, run.schedule.total_steps)
-        self.optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
-        self.shardings = state_shardings(self.shapes, self.optimizer, mesh, objective.trains)
-        self.target = abstract(jax.eval_shape(self._init, self.shapes), self.shardings)
-        # Micro-batches come first: (A, B, S) is split over devices by B.
-        self.batch_sharding = batch_sharding(mesh, batch_axis=1)
-        self.eval_sharding = batch_sharding(mesh)
-        replicated = NamedSharding(mesh, P())
-        self.eval_rows = settings.training.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
-        accumulation, length = settings.training.gradient_accumulation_steps, settings.dataset.max_length
-        train_rows = _row_shapes(
-            (accumulation, run.schedule.rows_per_step // accumulation, length),
-            outcomes=objective.needs_outcomes,
-            scores=objective.needs_scores,
+        self.program = make_program(
+            run.stage,
+            run.settings,
+            run.config,
+            run.objective,
+            mesh,
+            total_steps=run.schedule.total_steps,
+            rows_per_step=run.schedule.rows_per_step,
+            frozen=run.scorer.config if run.scorer and scores_batches else None,
         )
-        eval_rows = _row_shapes((self.eval_rows, length), outcomes=run.validation.rows.outcomes is not None)
         started = time.perf_counter()
-        # Every placement is pinned: an unpinned step compiles twice, and may replicate.
-        self.step = (
-            jax.jit(
-                make_train_step(graphdef, self.optimizer, rate, objective),
-                in_shardings=(self.shardings, train_rows.map(lambda _: self.batch_sharding)),
-                out_shardings=(self.shardings, replicated),
-                donate_argnums=0,
-            )
-            .lower(self.target, train_rows)
-            .compile()
-        )
-        self.eval_step = (
-            jax.jit(
-                make_eval_step(graphdef, objective),
-                in_shardings=(self.shardings.params, eval_rows.map(lambda _: self.eval_sharding)),
-                out_shardings=(replicated, replicated),
-            )
-            .lower(self.target.params, eval_rows)
-            .compile()
-        )
+        self.step = self.program.trace_step().lower().compile()
+        self.eval_step = self.program.trace_eval().lower().compile()
         self._score: Any = None
         self._frozen: Any = None
-        if objective.needs_scores and run.train.rows.scores is None:
+        if self.program.frozen is not None:
             assert run.scorer is not None
-            assert run.stage.scorer is not None
-            frozen_graphdef, frozen_shapes = store.build(run.scorer.config, **{**options, "remat": False})
-            self._frozen = load_params(run.scorer, frozen_shapes, mesh)
-            scorer = jax.jit(make_scorer(frozen_graphdef, run.stage.scorer), out_shardings=self.batch_sharding)
-            places = train_rows.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding))
-            self._score = scorer.lower(self._frozen, places.tokens, places.segment_ids).compile()
+            self._frozen = load_params(run.scorer, self.program.frozen_shapes(), mesh)
+            self._score = self.program.trace_score().lower().compile()
         err.print(f"compiled in {time.perf_counter() - started:.1f} s", highlight=False)
 
     def scored(self, rows: Rows) -> Rows:
@@ -166,20 +124,17 @@ class _Trainer:
             return rows
         return rows._replace(scores=self._score(self._frozen, rows.tokens, rows.segment_ids))
 
-    def _init(self, params: Any) -> TrainState:
-        return init_state(params, self.optimizer, self.run.objective.trains)
-
     def fresh_state(self) -> TrainState:
         """The state before the first update: loaded or random weights, an empty optimizer."""
         params = initial_params(self.run, self.mesh)
-        return jax.jit(self._init, out_shardings=self.shardings, donate_argnums=0)(params)
+        return jax.jit(self.program.init, out_shardings=self.program.shardings, donate_argnums=0)(params)
 
     def validate(self, params: Any) -> dict[str, float]:
         """Validation metrics over all validation rows."""
         totals, values = None, []
         rows = self.run.validation.rows
-        for part in validation_batches(rows, self.eval_rows):
-            sums, values_BS = self.eval_step(params, jax.device_put(part, self.eval_sharding))
+        for part in validation_batches(rows, self.program.eval_rows):
+            sums, values_BS = self.eval_step(params, jax.device_put(part, self.program.eval_sharding))
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
             values.append(values_BS)
         assert totals is not None
@@ -221,7 +176,7 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
         if state is None:
             err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
             base = initial_params(run, trainer.mesh) if frozen else {}
-            state, progress = checkpoints.restore(first_step, trainer.target, base)
+            state, progress = checkpoints.restore(first_step, trainer.program.state, base)
         metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
         mlflow = None
         if settings.tracking.mlflow:
@@ -230,7 +185,7 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         in_flight: deque[tuple[int, Any, Rows, float]] = deque()
         log.start()
-        ahead = _to_device(batches, trainer.batch_sharding)
+        ahead = _to_device(batches, trainer.program.batch_sharding)
         for step in range(first_step + 1, last_step + 1):
             rows, on_device, waited = next(ahead)
             state, metrics = trainer.step(state, trainer.scored(on_device))
@@ -365,17 +320,6 @@ def _to_device(batches: Iterator[Rows], sharding: NamedSharding) -> Iterator[tup
         pending = rows, jax.device_put(rows, sharding), waited
 
 
-def _row_shapes(shape: tuple[int, ...], *, outcomes: bool = False, scores: bool = False) -> Rows:
-    integers, floats = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32)
-    return Rows(
-        integers,
-        integers,
-        jax.ShapeDtypeStruct(shape, jnp.bool_),
-        floats if outcomes else None,
-        floats if scores else None,
-    )
-
-
 def _curriculum(run: Run) -> np.ndarray | None:
     """The order of units under ``data_sampling.curriculum``; None without one."""
     curriculum, bins = run.settings.data_sampling.curriculum, run.train.bins
@@ -385,21 +329,3 @@ def _curriculum(run: Run) -> np.ndarray | None:
     phases = [(phase.until, np.array([phase.weights[name] for name in curriculum.bins])) for phase in curriculum.phases]
     per_step = run.schedule.rows_per_step // run.train.rows_per_unit
     return curriculum_order(bins, phases, run.schedule.total_steps, per_step, run.settings.data_sampling.seed)
-
-
-def state_shardings(
-    shapes: Any, optimizer: optax.GradientTransformation, mesh: Mesh, trains: Callable[[str], bool]
-) -> TrainState:
-    """Placement of the state: the optimizer's moments lie where their parameters lie."""
-    replicated = NamedSharding(mesh, P())
-    trained, _ = split_params(shapes, trains)
-    state = jax.eval_shape(optimizer.init, trained)
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, place: place,
-        state,
-        parameter_shardings(trained, mesh),
-        transform_non_params=lambda _: replicated,
-    )
-    whitening = jax.tree.map(lambda _: replicated, initial_whitening())
-    return TrainState(replicated, parameter_shardings(shapes, mesh), opt_state, whitening, replicated, replicated)

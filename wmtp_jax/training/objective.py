@@ -113,6 +113,11 @@ class Objective:
     lora: LoRAConfig | None = None
 
     @property
+    def frozen(self) -> bool:
+        """Whether the model's weights have no gradient, but for a value head."""
+        return self.part != "full"
+
+    @property
     def drops(self) -> bool:
         """Whether something is left out at random inside the adapters while they are trained."""
         return self.lora is not None and self.lora.dropout > 0
@@ -162,9 +167,14 @@ class Objective:
         ce_BSn = values_BS = noisy_BS = None
         if self.n_heads:
             targets_BSn, _ = self.targets(rows)
-            hidden_BSnD = model.head_hidden(rows.tokens, rows.segment_ids, self.n_heads, trunk_BSD)
-            low_rank = model.output_low_rank(hidden_BSnD)
-            ce_BSn = token_cross_entropy(hidden_BSnD, model.output_kernel, targets_BSn, low_rank)
+            hidden_nBSD = model.head_hidden(rows.tokens, rows.segment_ids, self.n_heads, trunk_BSD)
+            ce_BSn = token_cross_entropy(
+                hidden_nBSD,
+                model.output_kernel,
+                targets_BSn,
+                model.output_low_rank(hidden_nBSD),
+                frozen=self.frozen,
+            )
         if self.value_loss:
             values_BS = noisy_BS = model.trunk_values(trunk_BSD)
             if self.value_loss.dropout and key is not None:

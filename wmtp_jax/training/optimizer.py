@@ -1,7 +1,11 @@
 """AdamW with gradient clipping and a cosine learning rate with warm-up."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from wmtp_jax.config import TrainingSettings
 from wmtp_jax.parallel.sharding import parameter_name
@@ -49,20 +53,27 @@ def make_optimizer(
             lambda path, _: not parameter_name(path).endswith(("scale", "bias")), params
         )
 
-    def like_params(grads: optax.Updates, params: optax.Params | None) -> optax.Updates:
-        """Clipped in float32, then in the type of the parameters, which AdamW's moments share."""
-        return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
-
+    adam = optax.scale_by_adam(b1=settings.adam_b1, b2=settings.adam_b2, eps=settings.adam_eps)
     return optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
-        optax.stateless(like_params),
-        optax.adamw(
-            schedule,
-            b1=settings.adam_b1,
-            b2=settings.adam_b2,
-            eps=settings.adam_eps,
-            weight_decay=settings.weight_decay,
-            mask=decayed,
-        ),
+        _kept_in(adam, settings.moments_dtype),
+        optax.add_decayed_weights(settings.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(schedule),
         optax.stateless(head_scaled) if ratio != 1.0 else optax.identity(),
     )
+
+
+def _kept_in(adam: optax.GradientTransformation, dtype: DTypeLike) -> optax.GradientTransformation:
+    """Adam that computes in float32 and keeps its moments in ``dtype``, whatever the type of the parameters."""
+
+    def cast(state: optax.ScaleByAdamState, to: DTypeLike) -> optax.ScaleByAdamState:
+        return state._replace(mu=optax.tree.cast(state.mu, to), nu=optax.tree.cast(state.nu, to))
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        return cast(adam.init(params), dtype)
+
+    def update(grads: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
+        updates, state = adam.update(grads, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)

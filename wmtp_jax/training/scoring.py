@@ -37,8 +37,8 @@ def score_tokens(model: MTPTransformer, kind: str, tokens_BS: Array, segment_ids
     if kind == "critic":
         return model.values(tokens_BS, segment_ids_BS)
     targets_BS1, valid_BS1 = mtp_targets(tokens_BS, segment_ids_BS, segment_ids_BS > 0, 1)
-    hidden_BS1D = model.head_hidden(tokens_BS, segment_ids_BS, 1)
-    ce_BS = token_cross_entropy(hidden_BS1D, model.output_kernel, targets_BS1)[..., 0]
+    hidden_1BSD = model.head_hidden(tokens_BS, segment_ids_BS, 1)
+    ce_BS = token_cross_entropy(hidden_1BSD, model.output_kernel, targets_BS1)[..., 0]
     return before(jnp.where(valid_BS1[..., 0], ce_BS, 0.0), segment_ids_BS, 0.0)
 
 

@@ -71,8 +71,11 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     objective: Objective,
+    offload: tuple[Any, Any] | None = None,
 ) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
     """The update under an objective: ``(state, rows) -> (state, metrics)``.
+
+    ``offload``: placements of the optimizer's state while it is worked on, and between updates, where these differ.
 
     The rows' arrays are (A, B, S): A micro-batches whose numerators and gradients are summed. Denominators and
     weights are those of the whole batch, known before the first gradient, so the result equals that of one batch
@@ -172,6 +175,9 @@ def make_train_step(
             (loss, sums, grads), _ = jax.lax.scan(accumulate, (jnp.zeros(()), zero_sums, zero_grads), xs)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)  # norms and sums are float32
         norm = optax.tree.norm(grads)
+        if offload:  # fetched when the gradient is there, and not before
+            near, grads = jax.lax.optimization_barrier((state.opt_state, grads))
+            state = state._replace(opt_state=jax.device_put(near, offload[0]))
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         params = optax.apply_updates(trained, updates)
         whitening = state.whitening if weighed is None else weighed[1]
@@ -184,6 +190,8 @@ def make_train_step(
             finite &= jnp.all(jnp.isfinite(rows.scores) | (rows.segment_ids == 0))
         after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), done, skipped)
         after = after._replace(step=state.step + 1, params=join_params(after.params, kept))
+        if offload:
+            after = after._replace(opt_state=jax.device_put(after.opt_state, offload[1]))
         metrics = {
             "train/loss": loss,
             "train/grad_norm": norm,
