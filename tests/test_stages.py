@@ -432,6 +432,7 @@ def test_pairs_stand_one_below_the_other(chain, tiny_data):
     """Also packed, and in every batch."""
     overrides = [
         f"model.path={chain['policy']}",
+        "model.architecture=null",
         f"dataset.path={tiny_data}",
         "dataset.max_length=160",
         "data_sampling.n_samples=100",
