@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     figures = {
         "compile_seconds": compile_s,
         "step_seconds": packed_s,
-        "floor_seconds": model_flops(config, packed, n_heads=config.n_future_tokens) / matmul_peak("float32"),
+        "floor_seconds": model_flops(config, packed.segment_ids, n_heads=config.n_future_tokens)
+        / matmul_peak("float32"),
         "useful_tokens_per_second_packed": packed.n_tokens / packed_s,
         "useful_tokens_per_second_padded": padded.n_tokens / padded_s,
         "packed_over_padded": (packed.n_tokens / packed_s) / (padded.n_tokens / padded_s),

@@ -80,13 +80,11 @@ def convert():
 
 
 @pytest.fixture(scope="session")
-def train_command(tiny_data: Path, tmp_path_factory):
-    """Runs ``wmtp_jax.train`` on the tiny data with a tiny model; returns the figures of ``--json``.
+def train_arguments(tiny_data: Path, tmp_path_factory):
+    """Arguments of ``wmtp_jax.train`` for the tiny data and a tiny model.
 
     A stage that starts from ``model.path`` takes the model's architecture from there.
     """
-    from wmtp_jax import train
-
     cache = tmp_path_factory.mktemp("xla")
     overrides = [
         f"dataset.path={tiny_data}",
@@ -110,16 +108,26 @@ def train_command(tiny_data: Path, tmp_path_factory):
         "tracking.mlflow=false",
     ]
 
-    def run(save_dir: Path | None, *more: str, flags: tuple[str, ...] = (), stage: str = "baseline") -> dict:
+    def arguments(save_dir: Path | None, *more: str, stage: str = "baseline") -> list[str]:
         place = [f"checkpoint.save_dir={save_dir}"] if save_dir else []
         given = any(o.startswith("model.path=") for o in more)
         usual = [o for o in overrides if not (given and o.startswith("model.architecture"))]
         usual += ["model.architecture=null"] if given else []
         chosen = [part for o in (*usual, *place, *more) for part in ("--override", o)]
-        config = str(ROOT / f"configs/{stage}/micro.yaml")
+        return ["--stage", stage, "--config", str(ROOT / f"configs/{stage}/micro.yaml"), *chosen]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def train_command(train_arguments):
+    """Runs ``wmtp_jax.train`` with `train_arguments`; returns the figures of ``--json``."""
+    from wmtp_jax import train
+
+    def run(save_dir: Path | None, *more: str, flags: tuple[str, ...] = (), stage: str = "baseline") -> dict:
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
-            code = train.main(["--stage", stage, "--config", config, *chosen, *flags, "--json"])
+            code = train.main([*train_arguments(save_dir, *more, stage=stage), *flags, "--json"])
         assert code == 0
         return json.loads(output.getvalue())
 

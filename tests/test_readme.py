@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.ko.md")
 GUIDES = ("docs/conversion.md", "docs/conversion.ko.md")
-OTHERS = ("docs/objectives.md", "docs/objectives.ko.md", "CONTRIBUTING.md", "configs/README.md")
+SCALING = ("docs/scaling.md", "docs/scaling.ko.md")
+OTHERS = (*SCALING, "docs/objectives.md", "docs/objectives.ko.md", "CONTRIBUTING.md", "configs/README.md")
 
 
 def blocks(readme: str, language: str) -> list[str]:

@@ -448,6 +448,6 @@ def test_pairs_stand_one_below_the_other(chain, tiny_data):
         assert split.is_correct[above].all()
         assert not split.is_correct[below].any()
     order = {"rows_per_step": 8, "accumulation": 1, "seed": 0, "first_step": 0, "last_step": 3, "rows_per_unit": 2}
-    for batch in training_batches(run.train.rows, **order):
-        outcomes = batch.outcomes[0].max(axis=1)
+    for numbers in training_batches(len(run.train.rows.tokens), **order):
+        outcomes = run.train.rows.outcomes[numbers[0]].max(axis=1)
         assert outcomes.tolist() == [1.0, 0.0] * 4

@@ -49,7 +49,7 @@ class Steps:
         self._description, self._total, self._every, self._in_bytes = description, total, every, in_bytes
         self._done, self._next_line = 0, every
         self._progress: Progress | None = None
-        if err.is_terminal:
+        if err.is_terminal and not err.quiet:
             self._progress = Progress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),

@@ -29,7 +29,7 @@ from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.lora import LoRAConfig, merge
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.parallel.mesh import make_mesh
-from wmtp_jax.parallel.sharding import parameter_shardings
+from wmtp_jax.parallel.sharding import parameter_shardings, place
 from wmtp_jax.training.checkpoints import CHECKPOINTS_FOLDER, best_step, saved_steps, step_directory
 
 
@@ -178,10 +178,8 @@ def load_params(source: ModelSource, shapes: Any, mesh: Mesh) -> Any:
         tensors = {name: tensor.read() for name, tensor in source.foreign.tensors.items()}
         ours = tree_to_ours(tensors, source.foreign.layout, source.config)
 
-        def place(leaf: Any, values: Any, sharding: Any) -> jax.Array:
-            return jax.device_put(np.asarray(values, leaf.dtype), sharding)
-
-        return jax.tree.map(place, shapes, ours, parameter_shardings(shapes, mesh))
+        typed = jax.tree.map(lambda leaf, values: np.asarray(values, leaf.dtype), shapes, ours)
+        return place(typed, parameter_shardings(shapes, mesh))
     try:
         if source.base is None:
             params = store.read_params(source.directory, shapes, mesh)

@@ -92,10 +92,12 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     from wmtp_jax.data.tokenize import load_tokenizer
     from wmtp_jax.load import find_model, model_fingerprint
     from wmtp_jax.parallel.mesh import make_mesh
+    from wmtp_jax.processes import refuse_processes
     from wmtp_jax.training.scoring import check_scorer, tokenizer_fingerprint
     from wmtp_jax.training.stages import STAGES
 
     started = time.perf_counter()
+    refuse_processes("python -m wmtp_jax.score")
     for name in ("batch_size", "fsdp", "max_length"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -240,6 +242,7 @@ class _Scorer:
         from wmtp_jax.data.batches import validation_batches
         from wmtp_jax.data.pack import assign_rows, fill_rows
         from wmtp_jax.data.tokenize import encode_examples
+        from wmtp_jax.parallel.sharding import place_rows
 
         documents = encode_examples(self._tokenizer, split.read(numbers))
         kept = [i for i, document in enumerate(documents) if len(document.tokens) <= self._max_length]
@@ -252,8 +255,8 @@ class _Scorer:
         rows = fill_rows(documents, placement, self._max_length)
         result: list[Any] = [None] * len(documents)
         at = 0
-        for batch in validation_batches(rows, self._rows):
-            on_device = jax.device_put((batch.tokens, batch.segment_ids), self._sharding)
+        for batch in validation_batches(len(rows.tokens), self._rows):
+            on_device = (place_rows(field, batch, self._sharding) for field in (rows.tokens, rows.segment_ids))
             scores = jax.device_get(self._score(self._params, *on_device))
             for row, of_row in zip(scores, placement[at : at + self._rows], strict=False):
                 start = 0

@@ -30,29 +30,32 @@ configs/README.md explains every setting."""
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    from wmtp_jax.training.stages import STAGES
+    from wmtp_jax.parallel.distributed import is_first
+    from wmtp_jax.processes import agreed, join_processes
 
-    if args.stage not in STAGES:
-        known = ", ".join(STAGES)
-        raise UserError(f"--stage {args.stage}: unknown stage; there is: {known}")
-    stage = STAGES[args.stage]
-    settings = load_settings(args.config or production_preset(stage.name), args.override)
-    _use_compilation_cache(settings)
-    if args.dry_run:
-        figures = _dry_run(stage, settings, err if args.json else out)
-        if args.json:
-            print_json(figures)
-        return 0
+    join_processes()
+    with agreed("checking what is asked for"):
+        from wmtp_jax.training.stages import STAGES
 
-    from wmtp_jax.training.loop import fit
-    from wmtp_jax.training.run import build_run, resolve_mesh
+        if args.stage not in STAGES:
+            known = ", ".join(STAGES)
+            raise UserError(f"--stage {args.stage}: unknown stage; there is: {known}")
+        stage = STAGES[args.stage]
+        settings = load_settings(args.config or production_preset(stage.name), args.override)
+        _use_compilation_cache(settings)
+        if args.dry_run:
+            figures = _dry_run(stage, settings, err if args.json else out)
+        else:
+            from wmtp_jax.training.loop import fit
+            from wmtp_jax.training.run import build_run, resolve_mesh
 
-    resolve_mesh(settings)  # before anything long: most mistakes with devices are seen at once
-    run = build_run(stage, settings)
-    figures = fit(run)
-    if args.json:
+            resolve_mesh(settings)  # before anything long: most mistakes with devices are seen at once
+            run = build_run(stage, settings)
+    if not args.dry_run:
+        figures = fit(run)
+    if args.json and is_first():
         print_json(figures)
-    else:
+    elif not args.json and not args.dry_run:
         _show_summary(figures)
     return 0
 

@@ -1,6 +1,7 @@
 """The update: accumulation equals one large batch, sharded equals single-device, it learns."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -64,9 +65,7 @@ def train(mesh_shape: tuple[int, int, int], accumulation: int = 1, steps: int = 
     graphdef, shapes = store.build(CONFIG)
     rate = learning_rate_schedule(SETTINGS, STEPS)
     optimizer = make_optimizer(SETTINGS, rate)
-    mesh = jax.sharding.Mesh(
-        np.array(jax.devices()[: int(np.prod(mesh_shape))]).reshape(mesh_shape), ("data", "fsdp", "tensor")
-    )
+    mesh = make_mesh(mesh_shape, math.prod(mesh_shape))
     with jax.set_mesh(mesh):
         placement = state_shardings(shapes, optimizer, mesh, BASELINE.trains)
         params = store.random_params(CONFIG, 0, "float32", mesh)
@@ -118,7 +117,7 @@ def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
     assert norms["bfloat16"] == pytest.approx(norms["float32"], rel=1e-3)
 
 
-@pytest.mark.parametrize("mesh", [(1, 4, 1), (2, 2, 1), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [(1, 4, 1), (2, 2, 1), (1, 2, 2), (1, 1, 4)], ids=str)
 def test_sharded_equals_single_device(single, mesh, capfd):
     assert_same(single, train(mesh, accumulation=2))
     # Printed by the compiler where an activation lost its placement.

@@ -163,7 +163,7 @@ def count_steps(n_rows: int, n_epochs: float, rows_per_step: int) -> int:
 
 
 def training_batches(
-    rows: Rows,
+    n_rows: int,
     *,
     rows_per_step: int,
     accumulation: int,
@@ -172,13 +172,13 @@ def training_batches(
     last_step: int,
     rows_per_unit: int = 1,
     order: np.ndarray | None = None,
-) -> Iterator[Rows]:
-    """The batches of steps ``first_step`` (from 0) up to, not including, ``last_step``.
+) -> Iterator[np.ndarray]:
+    """The rows of steps ``first_step`` (from 0) up to, not including, ``last_step``.
 
-    Rows come in a new random order every epoch, each once an epoch. A thread prepares batches ahead.
+    Rows come in a new random order every epoch, each once an epoch.
 
     Args:
-      rows: all rows.
+      n_rows: how many there are.
       rows_per_step, accumulation: sizes of a batch.
       seed: of the order.
       first_step, last_step: which batches.
@@ -186,24 +186,19 @@ def training_batches(
       order: numbers of units in the order in which they are read, instead of the random one.
 
     Yields:
-      Rows with arrays (accumulation, rows_per_step / accumulation, S).
+      Numbers of rows (accumulation, rows_per_step / accumulation).
     """
     if order is None:
-        units = grain.MapDataset.range(len(rows.tokens) // rows_per_unit).seed(seed).shuffle().repeat()
+        units = grain.MapDataset.range(n_rows // rows_per_unit).seed(seed).shuffle().repeat()
     else:
         units = grain.MapDataset.source(order)
-
-    def gather(chosen: np.ndarray) -> Rows:
-        numbers = (chosen[:, None] * rows_per_unit + np.arange(rows_per_unit)).reshape(-1)
-        return rows.map(lambda field: field[numbers].reshape(accumulation, -1, field.shape[1]))
-
-    batches = units.batch(rows_per_step // rows_per_unit).slice(slice(first_step, last_step)).map(gather)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    batches = units.batch(rows_per_step // rows_per_unit)
+    for step in range(first_step, last_step):
+        yield (batches[step][:, None] * rows_per_unit + np.arange(rows_per_unit)).reshape(accumulation, -1)
 
 
-def validation_batches(rows: Rows, batch_size: int) -> Iterator[Rows]:
-    """All rows in order; the last batch is filled up with empty rows."""
-    for start in range(0, len(rows.tokens), batch_size):
-        stop = start + batch_size
-        missing = max(stop - len(rows.tokens), 0)
-        yield Rows(*(None if field is None else np.pad(field[start:stop], ((0, missing), (0, 0))) for field in rows))
+def validation_batches(n_rows: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Numbers of all rows in order, ``batch_size`` at a time; the last batch is filled up with -1."""
+    for start in range(0, n_rows, batch_size):
+        numbers = np.arange(start, start + batch_size)
+        yield np.where(numbers < n_rows, numbers, -1)

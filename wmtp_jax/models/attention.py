@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from wmtp_jax.parallel.sharding import BATCH_AXES, TENSOR_AXIS, map_shards
+from wmtp_jax.parallel.sharding import BATCH_AXES, TENSOR_AXIS, axis_size, map_shards
 
 KERNELS = ("xla", "cudnn", "pallas")
 OUTPUT = "attention_output"  # what `jax.checkpoint` may keep of a block
@@ -138,12 +138,13 @@ def _pallas(
     """
     from jax.experimental.pallas.ops.gpu.attention import mha
 
-    groups = q_BSNH.shape[2] // k_BSKH.shape[2]
+    if k_BSKH.shape[2] % axis_size(TENSOR_AXIS):  # fewer key/value heads than devices that share them
+        k_BSKH, v_BSKH = (jnp.repeat(x, q_BSNH.shape[2] // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
     if segment_ids_BS is None:
         segment_ids_BS = jnp.ones(q_BSNH.shape[:2], jnp.int32)
 
     def local(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
-        k, v = (jnp.repeat(x, groups, axis=2) for x in (k, v))
+        k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
         return mha(q, k, v, segment_ids, sm_scale=q.shape[-1] ** -0.5, causal=True, interpret=interpret)
 
     heads, tokens = P(BATCH_AXES, None, TENSOR_AXIS), P(BATCH_AXES)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 # First match wins; a pattern is searched in the parameter's dotted name. The trailing entries of the
@@ -63,6 +64,37 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
 def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
     """Rows of a batch over the data and fsdp axes; ``batch_axis`` is where the rows are counted."""
     return NamedSharding(mesh, P(*(None,) * batch_axis, BATCH_AXES))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays on the mesh. One that lies on a single device or on the host must be the same in every process."""
+
+    def put(x: Any, sharding: Sharding) -> jax.Array:
+        if isinstance(x, jax.Array) and (x.sharding.device_set == sharding.device_set):
+            return jax.device_put(x, sharding)
+        # Not `jax.device_put`: between processes it sends the whole array around, to see that it is the same.
+        values = np.asarray(x)
+        return jax.make_array_from_callback(values.shape, sharding, values.__getitem__)
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def place_rows(rows: np.ndarray, numbers: np.ndarray, sharding: Sharding) -> jax.Array:
+    """``rows[numbers]`` on the mesh; a process reads the rows of its own devices only.
+
+    Args:
+      rows: (R, S).
+      numbers: (...), which rows; -1 stands for one of zeros. The same in every process.
+      sharding: of (..., S), whole rows.
+    """
+
+    def part(index: Any) -> np.ndarray:
+        chosen = numbers[index[:-1]]
+        values = rows[chosen]
+        values[chosen < 0] = 0
+        return values
+
+    return jax.make_array_from_callback((*numbers.shape, rows.shape[1]), sharding, part)
 
 
 def shard_batch(x: jax.Array) -> jax.Array:

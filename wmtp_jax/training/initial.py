@@ -16,7 +16,7 @@ from wmtp_jax.load import load_backbone, model_fingerprint
 from wmtp_jax.models import store
 from wmtp_jax.models.lora import ADAPTER
 from wmtp_jax.models.value import ValueHead, with_bias
-from wmtp_jax.parallel.sharding import parameter_name, parameter_shardings
+from wmtp_jax.parallel.sharding import parameter_name, parameter_shardings, place
 from wmtp_jax.stored import stored_arrays
 from wmtp_jax.training.run import Run
 
@@ -47,7 +47,7 @@ def initial_params(run: Run, mesh: Mesh) -> Any:
     if run.objective.lora is not None:
         params = {**params, ADAPTER: run.objective.fresh_adapter(params)}
     params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, shapes)
-    return jax.device_put(params, parameter_shardings(params, mesh))
+    return place(params, parameter_shardings(params, mesh))
 
 
 def find_base(run: Run, *, resumed: bool) -> store.Base | None:

@@ -7,11 +7,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from wmtp_jax.console import Steps, err
@@ -21,15 +22,36 @@ from wmtp_jax.data.sample import curriculum_order
 from wmtp_jax.errors import Failure
 from wmtp_jax.load import load_params
 from wmtp_jax.losses.mtp import mtp_targets
+from wmtp_jax.parallel.distributed import exchange, is_first, is_several
 from wmtp_jax.parallel.mesh import make_mesh
+from wmtp_jax.parallel.sharding import place_rows
+from wmtp_jax.processes import agreed
 from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
 from wmtp_jax.training.initial import find_base, initial_params
 from wmtp_jax.training.program import make_program
-from wmtp_jax.training.run import Run, check_directory, rename_base, write_run_files
+from wmtp_jax.training.run import (
+    Run,
+    check_alike,
+    check_directory,
+    check_shared,
+    rename_base,
+    run_facts,
+    write_run_files,
+)
 from wmtp_jax.training.step import TrainState
 from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun
 from wmtp_jax.training.validation import critic_metrics, validation_metrics
+
+_PATIENCE = 30.0  # seconds; the others stand in the middle of a step, and may never come
+
+
+class _Step(NamedTuple):
+    """The rows of a step: their numbers, their copy on the devices, the seconds they were waited for."""
+
+    numbers: np.ndarray
+    on_device: Rows
+    waited: float
 
 
 def fit(run: Run) -> dict[str, Any]:
@@ -39,29 +61,40 @@ def fit(run: Run) -> dict[str, Any]:
       Figures for the summary: steps, losses, throughput, paths.
 
     Raises:
-      UserError: the run directory belongs to another run, or the mesh does not fit the devices.
+      UserError: the run directory belongs to another run, the mesh does not fit the devices, or the processes do not
+        do the same.
       Failure: the loss is no longer a finite number.
     """
     started = time.perf_counter()
     settings, last_step = run.settings, run.schedule.last_step
     assert last_step is not None  # the data set is at hand
     mesh = make_mesh(settings.runtime.mesh.shape)
-    saved = check_directory(run)
+    with agreed("looking at the run directory"):
+        saved = check_directory(run)
+    if is_several():
+        facts = exchange(run_facts(run, saved))
+        with agreed("comparing what the processes are to do"):
+            check_alike(run, facts)
     first_step = saved[-1] if saved else 0
     if first_step >= last_step:
         err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False, soft_wrap=True)
     else:
         with jax.set_mesh(mesh):
-            base = find_base(run, resumed=bool(saved))
-            trainer = _Trainer(run, mesh)
-            # A fresh state first: a damaged model must not leave a run directory behind.
-            state = None if saved else trainer.fresh_state()
-            if not saved:
-                write_run_files(run, base)
-            elif base is not None:
-                rename_base(run.directory, base)
+            with agreed("making the model", wait_s=_PATIENCE):
+                base = find_base(run, resumed=bool(saved))
+                trainer = _Trainer(run, mesh)
+                # A fresh state first: a damaged model must not leave a run directory behind.
+                state = None if saved else trainer.fresh_state()
+            with agreed("writing the run directory"):
+                if not saved and is_first():
+                    write_run_files(run, base)
+                elif base is not None and is_first():
+                    rename_base(run.directory, base)
+            with agreed("looking into the run directory"):
+                check_shared(run)
             try:
-                _train(run, trainer, state, first_step, frozen=base is not None)
+                with agreed("training", wait_s=_PATIENCE):
+                    _train(run, trainer, state, first_step, frozen=base is not None)
             except KeyboardInterrupt:
                 saved = saved_steps(run.directory)
                 place = f"step {saved[-1]}" if saved else "the beginning (no checkpoint was due yet)"
@@ -133,14 +166,16 @@ class _Trainer:
         """Validation metrics over all validation rows."""
         totals, values = None, []
         rows = self.run.validation.rows
-        for part in validation_batches(rows, self.program.eval_rows):
-            sums, values_BS = self.eval_step(params, jax.device_put(part, self.program.eval_sharding))
-            totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
+        for numbers in validation_batches(len(rows.tokens), self.program.eval_rows):
+            part = rows.map(partial(place_rows, numbers=numbers, sharding=self.program.eval_sharding))
+            sums, values_BS = self.eval_step(params, part)
+            sums = jax.device_get(sums)  # added up here: no small programs on all devices between the large ones
+            totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
             values.append(values_BS)
         assert totals is not None
         metrics = validation_metrics(totals)
         if self.run.stage.trains == "values":
-            values_RS = np.concatenate(jax.device_get(values))[: len(rows.tokens)]
+            values_RS = np.concatenate(multihost_utils.process_allgather(values, tiled=True))[: len(rows.tokens)]
             metrics |= critic_metrics(values_RS, rows, self.run.validation_problems)
         return metrics
 
@@ -153,7 +188,7 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
     settings, last_step = run.settings, run.schedule.last_step
     assert last_step is not None
     batches = training_batches(
-        run.train.rows,
+        len(run.train.rows.tokens),
         rows_per_step=run.schedule.rows_per_step,
         accumulation=settings.training.gradient_accumulation_steps,
         seed=settings.data_sampling.seed,
@@ -177,19 +212,20 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
             err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
             base = initial_params(run, trainer.mesh) if frozen else {}
             state, progress = checkpoints.restore(first_step, trainer.program.state, base)
-        metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
-        mlflow = None
-        if settings.tracking.mlflow:
+        metrics_file = mlflow = None
+        if is_first():
+            metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
+        if is_first() and settings.tracking.mlflow:
             mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
         log = _Logger(run, metrics_file, mlflow, progress)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
-        in_flight: deque[tuple[int, Any, Rows, float]] = deque()
+        in_flight: deque[tuple[int, Any, _Step]] = deque()
         log.start()
-        ahead = _to_device(batches, trainer.program.batch_sharding)
+        ahead = _to_device(batches, run.train.rows, trainer.program.batch_sharding)
         for step in range(first_step + 1, last_step + 1):
-            rows, on_device, waited = next(ahead)
-            state, metrics = trainer.step(state, trainer.scored(on_device))
-            in_flight.append((step, metrics, rows, waited))
+            batch = next(ahead)
+            state, metrics = trainer.step(state, trainer.scored(batch.on_device))
+            in_flight.append((step, metrics, batch))
             save = step in run.schedule.save_steps
             # The device works on this step while the one before is logged.
             while len(in_flight) > (0 if save else 1):
@@ -209,9 +245,9 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
 
 
 class _Logger:
-    """Turns the figures of finished steps into records; keeps the totals of the run."""
+    """Turns the figures of finished steps into records (where there is a file); keeps the totals of the run."""
 
-    def __init__(self, run: Run, file: MetricsFile, mlflow: MlflowRun | None, progress: dict[str, Any]):
+    def __init__(self, run: Run, file: MetricsFile | None, mlflow: MlflowRun | None, progress: dict[str, Any]):
         self.progress = {"skipped": 0, "empty": 0, **progress}
         self._warned = False
         self._run, self._file, self._mlflow = run, file, mlflow
@@ -221,7 +257,7 @@ class _Logger:
         """Starts the clock of the next step; what came before is no part of it."""
         self._clock = time.perf_counter()
 
-    def step(self, step: int, metrics: dict[str, jax.Array], rows: Rows, waited: float) -> str:
+    def step(self, step: int, metrics: dict[str, jax.Array], batch: _Step) -> str:
         """Waits for a step, records it, returns a short note for the progress bar."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
@@ -238,8 +274,8 @@ class _Logger:
         values |= {
             "perf/step_seconds": seconds,
             "perf/tokens_per_second": tokens / seconds,
-            "perf/model_flops_utilization": self._flops(rows) / seconds / self._peak,
-            "perf/data_wait_fraction": min(waited / seconds, 1.0),
+            "perf/model_flops_utilization": self._flops(batch.numbers) / seconds / self._peak,
+            "perf/data_wait_fraction": min(batch.waited / seconds, 1.0),
             "system/device_memory_gb": device_memory_gb(),
         }
         if step % self._run.settings.tracking.log_every_steps == 0:
@@ -273,14 +309,14 @@ class _Logger:
                 "in the model (`python -m conversion verify`) and in the scores of the critic or reference."
             )
 
-    def _flops(self, rows: Rows) -> float:
-        objective = self._run.objective
+    def _flops(self, numbers: np.ndarray) -> float:
+        objective, segment_ids = self._run.objective, self._run.train.rows.segment_ids[numbers]
         return model_flops(
             self._run.config,
-            rows,
+            segment_ids,
             n_heads=objective.n_heads,
             backward=objective.part != "head",
-            frozen=objective.part != "full",
+            frozen=objective.frozen,
         )
 
     def validation(self, step: int, values: dict[str, float]) -> None:
@@ -288,7 +324,8 @@ class _Logger:
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
-        self._file.log(step, values)
+        if self._file:
+            self._file.log(step, values)
         if self._mlflow:
             self._mlflow.log(step, values)
 
@@ -306,18 +343,20 @@ def unigram_cross_entropy(run: Run) -> list[float]:
     return [float(cost[targets[..., k][valid[..., k]]].mean()) for k in range(n_heads)]
 
 
-def _to_device(batches: Iterator[Rows], sharding: NamedSharding) -> Iterator[tuple[Rows, Rows, float]]:
-    """Batches with their copy on the devices, sent one ahead, and the seconds the next one was waited for."""
-    pending: tuple[Rows, Rows, float] | None = None
+def _to_device(batches: Iterator[np.ndarray], rows: Rows, sharding: NamedSharding) -> Iterator[_Step]:
+    """Batches on the devices, sent one ahead; each process reads the rows of its own devices."""
+    pending: _Step | None = None
     while True:
         start = time.perf_counter()
-        rows = next(batches, None)
-        waited = time.perf_counter() - start
+        numbers = next(batches, None)
+        if numbers is not None:
+            on_device = rows.map(partial(place_rows, numbers=numbers, sharding=sharding))
+            waited = time.perf_counter() - start
         if pending is not None:
             yield pending
-        if rows is None:
+        if numbers is None:
             return
-        pending = rows, jax.device_put(rows, sharding), waited
+        pending = _Step(numbers, on_device, waited)
 
 
 def _curriculum(run: Run) -> np.ndarray | None:

@@ -29,6 +29,8 @@ from wmtp_jax.training.step import Trains, TrainState, init_state, make_train_st
 from wmtp_jax.training.validation import make_eval_step
 from wmtp_jax.weighting.td import initial_whitening
 
+_HOST = "pinned_host"  # the kind of memory that ``training.offload_optimizer`` keeps the moments in
+
 
 @dataclass(frozen=True)
 class Program:
@@ -211,9 +213,11 @@ def model_options(settings: Settings, config: ModelConfig, mesh: Mesh) -> dict[s
 
 
 def _check_offload(settings: Settings, mesh: Mesh) -> None:
-    platform = mesh.devices.flat[0].platform
-    if settings.training.offload_optimizer and platform == "cpu":
-        raise UserError("training.offload_optimizer: the devices are CPUs, whose memory is the host's already")
+    device = mesh.devices.flat[0]
+    if settings.training.offload_optimizer and _HOST not in (m.kind for m in device.addressable_memories()):
+        raise UserError(
+            f"training.offload_optimizer: {device.platform} devices have no {_HOST} memory here; set it to false"
+        )
 
 
 def state_shardings(
@@ -224,7 +228,7 @@ def state_shardings(
     trained, _ = split_params(shapes, trains)
     places = parameter_shardings(trained, mesh)
     if host:
-        places = jax.tree.map(lambda place: place.with_memory_kind("pinned_host"), places)
+        places = jax.tree.map(lambda place: place.with_memory_kind(_HOST), places)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, place: place,

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import time
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -33,7 +34,8 @@ from wmtp_jax.files import check_name
 from wmtp_jax.load import ModelSource, model_fingerprint, split_step
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.parallel.mesh import resolve_shape
+from wmtp_jax.parallel.distributed import is_first, process_id
+from wmtp_jax.parallel.mesh import check_shapes, resolve_shape
 from wmtp_jax.settings_file import as_yaml, flatten
 from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.inputs import (
@@ -141,24 +143,35 @@ def run_directory(stage: Stage, settings: Settings) -> Path:
     return settings.checkpoint.save_dir or default
 
 
-def resolve_mesh(settings: Settings) -> tuple[int, int, int]:
-    """Sizes of the mesh on the devices at hand. Raises UserError where they do not fit."""
+def resolve_mesh(settings: Settings, n_devices: int | None = None) -> tuple[int, int, int]:
+    """Sizes of the mesh on ``n_devices`` (None: those at hand). Raises UserError where they do not fit."""
     try:
-        return resolve_shape(settings.runtime.mesh.shape, jax.device_count())
+        return resolve_shape(settings.runtime.mesh.shape, n_devices or jax.device_count())
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def plan_schedule(settings: Settings, rows: int | None, exact: bool) -> Schedule:
-    """Sizes of a run with ``rows`` rows an epoch.
+def planned_mesh(settings: Settings, n_devices: int | None = None) -> tuple[int, int, int]:
+    """Sizes of the mesh; if all are given, they can be planned on a machine with other devices."""
+    mesh = settings.runtime.mesh.shape
+    return resolve_mesh(settings, n_devices) if -1 in mesh or n_devices else mesh
+
+
+def check_mesh(settings: Settings, config: ModelConfig, what: str, n_devices: int | None = None) -> None:
+    """Raises UserError where the mesh does not divide the shapes of a model (``what``: the one of which setting)."""
+    try:
+        check_shapes(planned_mesh(settings, n_devices), config)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def plan_schedule(settings: Settings, rows: int | None, exact: bool, n_devices: int | None = None) -> Schedule:
+    """Sizes of a run with ``rows`` rows an epoch, on ``n_devices`` (None: those at hand).
 
     Raises:
       UserError: the mesh does not fit the devices, or the rows do not fill a step.
     """
-    training, checkpoint = settings.training, settings.checkpoint
-    mesh = settings.runtime.mesh.shape
-    if -1 in mesh:  # sizes that are all given can be planned on a machine with other devices
-        mesh = resolve_mesh(settings)
+    training, checkpoint, mesh = settings.training, settings.checkpoint, planned_mesh(settings, n_devices)
     rows_per_step = training.batch_size * training.gradient_accumulation_steps * mesh[0] * mesh[1]
     schedule = Schedule(
         devices=math.prod(mesh),
@@ -188,12 +201,15 @@ def build_run(stage: Stage, settings: Settings) -> Run:
       UserError: anything is missing or does not fit; nothing has been written then.
     """
     config, source = find_architecture(stage, settings)
+    check_mesh(settings, config, "model")
     scorer_path(stage, settings)  # settings that contradict each other are named before anything long
     sampling, dataset = settings.data_sampling, settings.dataset
     splits = {name: open_split(dataset.path, name) for name in ("train", "valid")}
     tokenizer = load_tokenizer(find_tokenizer(settings, source))
     read_environment()  # a broken .env is found now, not after the model is loaded
     scorer = find_scorer(stage, settings, config, source, tokenizer)
+    if scorer:
+        check_mesh(settings, scorer.config, scorer_path(stage, settings)[1])
     fingerprint = data_fingerprint(dataset.path)
     # Which fields the rows need does not depend on the sizes of the run.
     needs = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
@@ -258,8 +274,7 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
       UserError: what is at hand does not fit, or there is no architecture to count.
     """
     missing = []
-    model_there = settings.model.path is None or split_step(settings.model.path)[0].exists()
-    if not model_there:
+    if not _model_is_there(settings):
         missing.append(f"the model is not at {settings.model.path}")
     if not settings.dataset.path.exists():
         missing.append(f"the data set is not at {settings.dataset.path}")
@@ -269,14 +284,30 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
     if not missing:
         run = build_run(stage, settings)
         return run.config, run.schedule, missing
-    config = settings.model.architecture
-    if not model_there and config is None:
-        raise UserError(f"{missing[0]}, and model.architecture is not set: there is nothing to count")
-    if not model_there:  # counted as it is described
-        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": None})})
-    config, _ = find_architecture(stage, settings)
+    config = describe_model(stage, settings)
+    check_mesh(settings, config, "model")
     # One sample a row: exact without packing (unless some are too long), an upper bound with it.
     return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), missing
+
+
+def describe_model(stage: Stage, settings: Settings) -> ModelConfig:
+    """The architecture that is trained; where the model is not at hand, as the settings describe it.
+
+    Raises:
+      UserError: it does not fit the stage, or nothing describes it.
+    """
+    if not _model_is_there(settings):
+        if settings.model.architecture is None:
+            raise UserError(
+                f"the model is not at {settings.model.path}, and model.architecture is not set: there is nothing to "
+                "count"
+            )
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update={"path": None})})
+    return find_architecture(stage, settings)[0]
+
+
+def _model_is_there(settings: Settings) -> bool:
+    return settings.model.path is None or split_step(settings.model.path)[0].exists()
 
 
 def check_directory(run: Run) -> list[int]:
@@ -300,6 +331,38 @@ def check_directory(run: Run) -> list[int]:
     if steps:
         _check_same_run(run)
     return steps
+
+
+def run_facts(run: Run, saved: list[int]) -> dict[str, Any]:
+    """What must be the same in every process of a run, by names for people."""
+    settings = flatten(yaml.safe_load(as_yaml(run.settings)))
+    return {**settings, **_identity(_record(run)), "saved steps": saved}
+
+
+def check_alike(run: Run, facts: list[dict[str, Any]]) -> None:
+    """Raises UserError where the `run_facts` of a process are not those of process 0."""
+    for number, theirs in enumerate(facts):
+        different = [name for name in facts[0] if theirs[name] != facts[0][name]]
+        if "saved steps" in different:
+            raise UserError(
+                f"{run.directory}: process 0 sees the saved steps {facts[0]['saved steps']} there, process {number} "
+                f"{theirs['saved steps']}; all processes need the same folder, on a shared file system"
+            )
+        if different:
+            listing = "\n  ".join(f"{name}: {facts[0][name]} in process 0, {theirs[name]} there" for name in different)
+            raise UserError(f"process {number} was started for another run than process 0:\n  {listing}")
+
+
+def check_shared(run: Run) -> None:
+    """Raises UserError where this process does not see the run directory that process 0 has made."""
+    for _ in range(60):  # a network file system may show a new folder late
+        if is_first() or (run.directory / RUN_FILE).is_file():
+            return
+        time.sleep(1)
+    raise UserError(
+        f"{run.directory}: process 0 has made it, but process {process_id()} does not see it; all processes need the "
+        "same folder, on a shared file system"
+    )
 
 
 def _check_same_run(run: Run) -> None:

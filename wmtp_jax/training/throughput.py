@@ -10,27 +10,43 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from wmtp_jax.data.pack import Rows
 from wmtp_jax.models.config import ModelConfig
 
 
-def model_flops(config: ModelConfig, rows: Rows, *, n_heads: int, backward: bool = True, frozen: bool = False) -> float:
-    """Floating-point operations that one update needs: 6 for each weight a real token meets, and attention.
+def forward_flops(config: ModelConfig, lengths: np.ndarray, n_heads: int) -> dict[str, float]:
+    """Floating-point operations of a forward pass over documents of these lengths, by part.
 
-    ``n_heads`` prediction heads are computed; without a backward pass through the blocks a weight costs 2, with one
-    but ``frozen`` weights (beside adapters, which do not count) 4. Padding and recomputation do not count, and causal
-    attention counts its half, so the share of the peak that is reached says what is left to win (the convention of
-    PaLM, arXiv 2204.02311, appendix B, with attention counted inside documents only).
+    2 for each weight that a token meets (``trunk``, ``heads``, ``logits``), and ``attention`` inside documents, of
+    which causal attention counts its half (PaLM, arXiv 2204.02311, appendix B), by trunk and head blocks.
     """
     q_dim, kv_dim = config.n_heads * config.head_width, config.n_kv_heads * config.head_width
     block = config.dim * (2 * q_dim + 2 * kv_dim + 3 * config.ffn_dim)
-    n_blocks = config.n_trunk_layers + n_heads
-    weights = n_blocks * block + n_heads * config.dim * config.vocab_size
-    segment_ids = rows.segment_ids.reshape(-1, rows.segment_ids.shape[-1])
-    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids])
-    attention = n_blocks * q_dim * float(np.sum(lengths.astype(float) ** 2))
-    per_weight = 2.0 if not backward else 4.0 if frozen else 6.0
-    return per_weight * weights * float(lengths.sum()) + (6.0 if backward else 2.0) * attention
+    tokens, squares = float(lengths.sum()), float(np.sum(lengths.astype(float) ** 2))
+    return {
+        "trunk": 2.0 * config.n_trunk_layers * block * tokens,
+        "heads": 2.0 * n_heads * block * tokens,
+        "logits": 2.0 * n_heads * config.dim * config.vocab_size * tokens,
+        "trunk attention": 2.0 * config.n_trunk_layers * q_dim * squares,
+        "head attention": 2.0 * n_heads * q_dim * squares,
+    }
+
+
+def model_flops(
+    config: ModelConfig, segment_ids: np.ndarray, *, n_heads: int, backward: bool = True, frozen: bool = False
+) -> float:
+    """Operations that one update needs: a forward pass, and twice as many for the backward pass through the blocks.
+
+    Where the weights are ``frozen`` (beside adapters, which do not count) the backward pass needs as many for them.
+    Padding and recomputation do not count, so the share of the peak that is reached says what is left to win.
+    The documents are those of ``segment_ids`` (..., S); ``n_heads`` prediction heads are computed.
+    """
+    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids.reshape(-1, segment_ids.shape[-1])])
+    parts = forward_flops(config, lengths, n_heads)
+    of_weights = sum(flops for part, flops in parts.items() if "attention" not in part)
+    of_attention = sum(parts.values()) - of_weights
+    if not backward:
+        return of_weights + of_attention
+    return (2.0 if frozen else 3.0) * of_weights + 3.0 * of_attention
 
 
 def matmul_peak(dtype: DTypeLike) -> float:

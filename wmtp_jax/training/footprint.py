@@ -1,0 +1,218 @@
+"""What a training step takes of a card, read off the program compiled for it: memory, traffic, operations, time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from wmtp_jax.config import Settings
+from wmtp_jax.console import err
+from wmtp_jax.errors import UserError
+from wmtp_jax.load import find_model, split_step
+from wmtp_jax.models.config import ModelConfig
+from wmtp_jax.parallel.cards import Card, compile_only_mesh, without_messages
+from wmtp_jax.parallel.compiled import collectives, kernel_calls
+from wmtp_jax.parallel.mesh import make_mesh
+from wmtp_jax.settings_file import load_settings, production_preset
+from wmtp_jax.training.inputs import scorer_path
+from wmtp_jax.training.objective import make_objective
+from wmtp_jax.training.program import Program, make_program
+from wmtp_jax.training.run import Schedule, check_mesh, describe_model, plan_schedule, resolve_mesh
+from wmtp_jax.training.stages import Stage
+from wmtp_jax.training.step import split_params
+from wmtp_jax.training.throughput import forward_flops
+
+RESERVE = 0.1  # of a card's memory: what NCCL, cuDNN and fragmentation take is not in a program's figures
+
+
+def measure(
+    stage: Stage,
+    settings: Settings,
+    card: Card,
+    n_devices: int,
+    *,
+    efficiency: float,
+    price: float | None,
+    estimate: bool,
+) -> dict[str, Any]:
+    """Compiles the training step of a stage and reads its figures, bytes of one device.
+
+    Args:
+      stage, settings: what is trained, and how.
+      card, n_devices: on what.
+      efficiency: share of the card's peak that the time is reckoned with.
+      price: of one card for an hour.
+      estimate: compile for this process's CPU devices instead, whose temporaries are only a rough guide.
+
+    Raises:
+      UserError: settings that fit neither each other nor the devices.
+    """
+    config = describe_model(stage, settings)
+    shape = resolve_mesh(settings, n_devices)
+    check_mesh(settings, config, "model", n_devices)
+    schedule = plan_schedule(settings, settings.data_sampling.n_samples, exact=False, n_devices=n_devices)
+    mesh = make_mesh(shape, n_devices) if estimate else compile_only_mesh(card, shape)
+    # Compiled as if the moments stayed on the card: a mesh without devices knows no memory of the host.
+    training = settings.training.model_copy(update={"offload_optimizer": False})
+    on_card = settings.model_copy(update={"training": training})
+    program = _program(stage, on_card, config, schedule, mesh)
+    with jax.set_mesh(mesh):
+        compiled = _compile(program.trace_step(), estimate)
+        scorer = _compile(program.trace_score(), estimate) if program.frozen else None
+    memory = compiled.memory_analysis()
+    state = program.state
+    bytes_of = {
+        "parameters": _bytes_per_device(state.params),
+        "gradients": _gradient_bytes(program),
+        "optimizer": _bytes_per_device(state.opt_state),
+        "frozen": _bytes_per_device(program.frozen_shapes()) if program.frozen else 0,
+    }
+    step_peak = _peak(memory) + bytes_of["frozen"]
+    if settings.training.offload_optimizer:
+        update = memory.argument_size_in_bytes + 2 * bytes_of["gradients"]
+        step_peak = max(step_peak - bytes_of["optimizer"], update)
+    # The state lies there while the frozen model scores.
+    score_peak = memory.argument_size_in_bytes + _peak(scorer.memory_analysis()) if scorer else 0
+    peak = max(step_peak, score_peak)
+    text = compiled.as_text()
+    traffic = collectives(text) + (collectives(scorer.as_text()) if scorer else [])
+    flops = _flops(program, schedule)
+    seconds = _step_seconds(card, flops["executed"], sum(c.bytes for c in traffic), shape, efficiency)
+    hours = schedule.last_step * seconds / 3600 if schedule.last_step else None
+    return {
+        "stage": stage.name,
+        "name": settings.experiment.name,
+        "device": card.name,
+        "devices": schedule.devices,
+        "mesh": dict(zip(mesh.axis_names, shape, strict=True)),
+        "compiled_for": "cpu (estimate)" if estimate else card.name,
+        "remat": settings.training.remat,
+        "offload_optimizer": settings.training.offload_optimizer,
+        "rows_per_step": schedule.rows_per_step,
+        "batch_size": settings.training.batch_size,
+        "parameters_bytes": bytes_of["parameters"],
+        "gradients_bytes": bytes_of["gradients"],
+        "optimizer_bytes": bytes_of["optimizer"],
+        "frozen_bytes": bytes_of["frozen"],
+        "activations_bytes": max(peak - sum(bytes_of.values()), 0),
+        "peak_bytes_per_device": peak,
+        "capacity_bytes": card.capacity,
+        "reserve_fraction": RESERVE,
+        "fits": peak <= (1 - RESERVE) * card.capacity,
+        "spare_fraction": 1 - peak / card.capacity,
+        "flops_per_step": flops["executed"],
+        "model_flops_per_step": flops["model"],
+        "collectives": [c._asdict() for c in traffic],
+        "collective_bytes": sum(c.bytes for c in traffic),
+        "kernels": dict(kernel_calls(text)),
+        "assumed_efficiency": efficiency,
+        "step_seconds": seconds,
+        "tokens_per_second": schedule.tokens_per_step / seconds,
+        "steps": schedule.last_step,
+        "hours": hours,
+        "cost": None if price is None or hours is None else hours * price * schedule.devices,
+    }
+
+
+def _program(stage: Stage, settings: Settings, config: ModelConfig, schedule: Schedule, mesh: Any) -> Program:
+    total_steps = schedule.total_steps or 1000
+    n_documents = max(settings.dataset.max_length // 64, 1) if settings.dataset.packing else 1
+    objective = make_objective(
+        stage, settings, config.n_future_tokens, total_steps=total_steps, n_documents=n_documents
+    )
+    scores_batches = objective.needs_scores and settings.weighting.scores is None
+    return make_program(
+        stage,
+        settings,
+        config,
+        objective,
+        mesh,
+        total_steps=total_steps,
+        rows_per_step=schedule.rows_per_step,
+        frozen=_frozen(stage, settings, config) if scores_batches else None,
+    )
+
+
+def _frozen(stage: Stage, settings: Settings, config: ModelConfig) -> ModelConfig:
+    """The architecture of the model that scores every batch: its own, or what is meant where it is not at hand."""
+    path, setting = scorer_path(stage, settings)
+    assert path is not None
+    if split_step(path)[0].exists():
+        return find_model(path).config
+    if stage.scorer == "critic":
+        assumed, kind = dataclasses.replace(config, value_head=settings.critic.value_head), "the policy's"
+    else:
+        reference = load_settings(production_preset("reference"), []).model.architecture
+        assumed, kind = config, "the policy's"
+        if reference is not None and reference.vocab_size == config.vocab_size:
+            assumed, kind = reference, "the reference preset's"
+    err.print(f"{setting}: {path} is not at hand; taken to be of {kind} size", highlight=False, soft_wrap=True)
+    return assumed
+
+
+def _compile(traced: Any, estimate: bool) -> Any:
+    lowered = traced.lower() if estimate else traced.lower(lowering_platforms=("cuda",))
+    try:
+        with without_messages():
+            return lowered.compile()
+    except Exception as error:  # XLA raises one kind for all; a missing library is the one a user can mend
+        if "cudnn" in str(error).lower():
+            raise UserError(
+                "cuDNN is missing, which this program's attention is made of: pip install '.[plan]', or plan with "
+                "--override model.attention=pallas"
+            ) from error
+        raise
+
+
+def _peak(memory: Any) -> int:
+    """Bytes a program needs: what it is given, what it makes on the way and gives, what is shared counted once."""
+    return int(
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def _bytes_per_device(tree: Any) -> int:
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _gradient_bytes(program: Program) -> int:
+    """Of the float32 sum over micro-batches, which has the placement of the parameters."""
+    trained, _ = split_params(program.state.params, program.objective.trains)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(trained))
+
+
+def _flops(program: Program, schedule: Schedule) -> dict[str, float]:
+    """Operations of a step over full rows, all devices together: what the update needs, and what is executed."""
+    objective, training = program.objective, program.settings.training
+    lengths = np.full(schedule.rows_per_step, program.settings.dataset.max_length)
+    forward = forward_flops(program.config, lengths, objective.n_heads)
+    everything = sum(forward.values())
+    model = everything * (1 if objective.part == "head" else 3)
+    executed = model + forward["logits"]  # never kept, made again in the backward pass
+    if objective.part != "head" and training.remat != "none":
+        executed += forward["heads"] + forward["head attention"]
+        if training.remat in ("full", "attention"):
+            executed += forward["trunk"]
+        if training.remat == "full":
+            executed += forward["trunk attention"]
+    if objective.reads_model and training.gradient_accumulation_steps > 1:
+        executed += everything
+    if program.frozen is not None:
+        n_heads = 1 if program.stage.scorer == "reference" else 0
+        executed += sum(forward_flops(program.frozen, lengths, n_heads).values())
+    return {"model": model, "executed": executed}
+
+
+def _step_seconds(card: Card, flops: float, traffic: int, shape: tuple[int, int, int], efficiency: float) -> float:
+    """The longer of computing and sending, which overlap: a step on cards that reach ``efficiency`` of their peak."""
+    n_devices = math.prod(shape)
+    computing = flops / n_devices / (card.flops * efficiency)
+    sending = traffic * (n_devices - 1) / n_devices / (card.link * efficiency)
+    return max(computing, sending)
