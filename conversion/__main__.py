@@ -157,6 +157,10 @@ def _inspect(args: argparse.Namespace) -> int:
     out.print(table(f"{figures['format']}: {args.path}", ["", ""], [*figures["architecture"].items()]))
     rows = [[name, f"{count:,}"] for name, count in figures["parameters"].items()]
     out.print(table("Parameters", ["", ""], rows))
+    for name in ("adapter", "base"):
+        if figures[name]:
+            rows = [[key, str(value)] for key, value in figures[name].items()]
+            out.print(table(f"Its {name}", ["", ""], rows))
     tensors = figures["tensors"]
     shown = tensors if args.all else tensors[:LISTED]
     rows = [[t["name"], " x ".join(map(str, t["shape"])), t["dtype"], f"{t['bytes']:,}"] for t in shown]

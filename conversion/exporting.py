@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from conversion import huggingface, meta_mtp, peft
-from conversion.layout import Layout, Place, places, to_theirs
+from conversion.layout import Place, places, to_theirs
 from conversion.tensors import (
     DTYPES,
     Entry,
@@ -27,7 +27,8 @@ from wmtp_jax.console import Steps, err
 from wmtp_jax.data.tokenize import copy_tokenizer, load_tokenizer
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import check_free_space, new_directory
-from wmtp_jax.load import ModelSource, block_reader, find_model, stored_arrays
+from wmtp_jax.load import find_model
+from wmtp_jax.stored import StoredArray, stored_arrays
 
 SHARD_BYTES = 5 * 10**9  # of an exported file, about, where --shards is not given: what Hugging Face writes
 
@@ -58,7 +59,14 @@ def export_model(
       Failure: the disk is full.
     """
     found = find_model(src)
-    config = found.config
+    config, base, adapted = found.config, found.base, found.adapter is not None
+    while base is not None:
+        adapted |= base.adapter is not None
+        if dst.resolve() in (base.directory.resolve(), *base.directory.resolve().parents):
+            raise UserError(
+                f"{dst}: {src} rests on a model in there, which would be replaced; give another destination"
+            )
+        base = base.base
     if found.foreign:
         raise UserError(f"{src}: is in {found.foreign.layout.name} layout already; `import` it first")
     if not config.n_future_tokens:
@@ -78,16 +86,19 @@ def export_model(
     else:
         layout, params, where_config = huggingface.LAYOUT, None, config
     where = places(layout, where_config)
-    entries = _entries(found, where, layout, dtype)
+    arrays = stored_arrays(found)
+    original = (
+        found.description.source.get("dtypes", {}) if found.description.source.get("format") == layout.name else {}
+    )
+    entries = _entries(arrays, where, original, dtype)
     n_bytes = sum(entry.nbytes for entry in entries)
-    read_block = block_reader(found)
 
     def read(entry: Entry) -> np.ndarray:
         place = where[entry.name]
         if place.leaf == "output.kernel" and config.tie_embeddings:
-            array = read_block("tok_embeddings.embedding", None).T
+            array = arrays["tok_embeddings.embedding"].read(None).T
         else:
-            array = read_block(place.leaf, place.block)
+            array = arrays[place.leaf].read(place.block)
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is found
             tensor = to_theirs(array, place, layout, config).astype(entry.dtype, copy=False)
         if count := count_not_finite(tensor):
@@ -130,16 +141,16 @@ def export_model(
         "tensors": len(entries),
         "parameters": sum(entry.nbytes // entry.dtype.itemsize for entry in entries),
         "bytes": n_bytes,
-        "adapter_merged": found.adapter is not None,
+        "adapter_merged": adapted,
         "output": str(dst),
     }
 
 
-def _entries(found: ModelSource, where: Mapping[str, Place], layout: Layout, dtype: str | None) -> list[Entry]:
-    """What is written: in the type asked for, else as it was imported from this layout, else as it is stored."""
-    stored = {name: array.dtype.numpy_dtype.name for name, array in stored_arrays(found).items()}
-    facts = found.description.source
-    original = facts.get("dtypes", {}) if facts.get("format") == layout.name else {}
+def _entries(
+    arrays: Mapping[str, StoredArray], where: Mapping[str, Place], original: Mapping[str, str], dtype: str | None
+) -> list[Entry]:
+    """What is written: in the type asked for, else the ``original`` it was imported with, else as it is stored."""
+    stored = {name: array.dtype.name for name, array in arrays.items()}
     entries = []
     for name, place in where.items():
         kind = dtype or original.get(name) or stored.get(place.leaf) or stored["tok_embeddings.embedding"]

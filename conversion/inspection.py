@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from wmtp_jax.load import find_model, stored_arrays
+from wmtp_jax.load import find_model
 from wmtp_jax.models import store
+from wmtp_jax.stored import stored_arrays
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -14,17 +15,16 @@ def inspect(path: str) -> dict[str, Any]:
 
     Returns:
       format, architecture (only what is not at its default), parameters by part, tensors (name, shape, dtype,
-      bytes), adapter, source (of our own directories).
+      bytes; those of a base too), adapter, base, source (of our own directories).
 
     Raises:
-      UserError: nothing of that kind is there, or it is damaged or incomplete.
+      UserError: nothing of that kind is there, it is damaged or incomplete, or its base is absent or has changed.
     """
     found = find_model(path)
     if found.foreign:
         tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in found.foreign.tensors.items()}
     else:
-        arrays = stored_arrays(found)
-        tensors = {name: (tuple(array.shape), array.dtype.numpy_dtype) for name, array in arrays.items()}
+        tensors = {name: (array.shape, array.dtype) for name, array in stored_arrays(found).items()}
     listing = []
     for name, (shape, dtype) in tensors.items():
         size = dtype.itemsize
@@ -40,5 +40,6 @@ def inspect(path: str) -> dict[str, Any]:
         "tensors": listing,
         "bytes": sum(item["bytes"] for item in listing),
         "adapter": dataclasses.asdict(found.adapter) if found.adapter else None,
+        "base": found.description.base._asdict() if found.description.base else None,
         "source": None if found.foreign else found.description.source,
     }

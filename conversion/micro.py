@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from conversion.layout import places, to_ours
-from conversion.source import Source
 from wmtp_jax.data.tokenize import copy_tokenizer
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import new_directory
-from wmtp_jax.load import ModelSource, block_reader, find_model
+from wmtp_jax.load import ModelSource, find_model
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import parameter_name
+from wmtp_jax.stored import stored_arrays
 
 _SHAPES: dict[str, Any] = {"dim": 128, "n_heads": 4, "n_kv_heads": 4, "vocab_size": 1024, "ffn_dim": 352}
 CONFIGS = {
@@ -118,7 +116,7 @@ def _small(config: ModelConfig) -> ModelConfig:
 def _cut(found: ModelSource, small: ModelConfig) -> dict[str, Any]:
     """The parameters of ``small``, cut out of a model block by block."""
     config = found.config
-    read = _foreign_blocks(found.foreign) if found.foreign else block_reader(found)
+    arrays = stored_arrays(found)
     half, small_half = config.head_width // 2, small.head_width // 2
 
     def rows(heads: int) -> np.ndarray:
@@ -141,19 +139,7 @@ def _cut(found: ModelSource, small: ModelConfig) -> dict[str, Any]:
         blocks = range(leaf.shape[0]) if name.startswith(store.STACKS) else [None]
         cut = []
         for block in blocks:
-            array = read(name, block)
+            array = arrays[name].read(block)
             cut.append(array[np.ix_(*picks[module])] if module in picks and kind != "bias" else array[: leaf.shape[-1]])
         store.set_leaf(result, name, cut[0] if blocks == [None] else np.stack(cut))
     return result
-
-
-def _foreign_blocks(source: Source) -> Callable[[str, int | None], np.ndarray]:
-    there = {(place.leaf, place.block): (name, place) for name, place in places(source.layout, source.config).items()}
-
-    def read(leaf: str, block: int | None) -> np.ndarray:
-        if (leaf, block) not in there:
-            return np.zeros(1, np.float32)  # the value head's bias, which the layout has none of
-        name, place = there[leaf, block]
-        return to_ours(source.tensors[name].read(), place, source.layout, source.config)
-
-    return read

@@ -1,11 +1,12 @@
 """An adapter in PEFT's format: ``adapter_config.json`` + ``adapter_model.safetensors``.
 
-It fits the ``huggingface`` export of the same model: trunk and head 1.
+It fits the ``huggingface`` export of the model that it was trained on: trunk and head 1.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from conversion.tensors import DTYPES, Entry, is_export, write_export_note, writ
 from wmtp_jax.console import err
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import new_directory
-from wmtp_jax.load import ModelSource, stored_arrays
-from wmtp_jax.models import store
+from wmtp_jax.load import ModelSource
+from wmtp_jax.stored import adapter_arrays
 
 CONFIG = "adapter_config.json"
 _NAMES = {"lora_a": "lora_A", "lora_b": "lora_B"}
@@ -33,26 +34,29 @@ def export_adapter(found: ModelSource, dst: Path, *, format: str, overwrite: boo
         raise UserError(f"{found.directory}: has no adapter; leave out --adapter-only")
     if format != "huggingface":
         raise UserError("--adapter-only writes PEFT's format, which goes with --format huggingface")
-    arrays = stored_arrays(found, store.ADAPTER_FOLDER)
+    arrays = adapter_arrays(found)
     layout, values, left_out = huggingface.LAYOUT, {}, 0
-    for stack, prefixes in layout.prefixes(found.config).items():
-        for name, array in arrays.items():
-            if not name.startswith(f"{stack}."):
-                continue
-            left_out += max(array.shape[0] - len(prefixes), 0)
-            module, _, matrix = name.removeprefix(f"{stack}.").rpartition(".")
-            theirs = layout.block[f"{module}.kernel"].removesuffix(".weight")
-            for index, prefix in enumerate(prefixes):
-                key = f"base_model.model.{prefix}.{theirs}.{_NAMES[matrix]}.weight"
-                values[key] = np.ascontiguousarray(np.asarray(array[index].read().result()).T)
-    modules = sorted({key.split(".")[-3] for key in values})
+    prefixes = layout.prefixes(found.config)
+    for name, array in arrays.items():
+        module, _, matrix = name.rpartition(".")
+        stack, _, inner = module.partition(".")
+        if stack in prefixes:
+            left_out += max(array.shape[0] - len(prefixes[stack]), 0)
+            theirs = layout.block[f"{inner}.kernel"].removesuffix(".weight")
+            places: dict[str, int | None] = {
+                f"{prefix}.{theirs}": index for index, prefix in enumerate(prefixes[stack])
+            }
+        else:
+            places = {layout.shared[f"{module}.kernel"].removesuffix(".weight"): None}
+        for place, block in places.items():
+            values[f"base_model.model.{place}.{_NAMES[matrix]}.weight"] = np.ascontiguousarray(array.read(block).T)
     content = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": found.adapter.rank,
         "lora_alpha": found.adapter.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": modules,
+        "lora_dropout": found.adapter.dropout,
+        "target_modules": _target_modules(values, [prefix for stack in prefixes.values() for prefix in stack]),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -73,3 +77,12 @@ def export_adapter(found: ModelSource, dst: Path, *, format: str, overwrite: boo
         "adapter_merged": False,
         "output": str(dst),
     }
+
+
+def _target_modules(values: Iterable[str], blocks: list[str]) -> list[str]:
+    """Names of the adapted modules; in full where not all blocks have the same, or PEFT adapts the others too."""
+    modules = {key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in values}
+    inside = [{m.removeprefix(f"{block}.") for m in modules if m.startswith(f"{block}.")} for block in blocks]
+    if any(names != inside[0] for names in inside):
+        return sorted(modules)
+    return sorted({module.rpartition(".")[2] for module in modules})

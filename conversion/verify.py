@@ -14,7 +14,8 @@ from conversion.source import Source
 from conversion.tensors import read_json
 from wmtp_jax.console import err
 from wmtp_jax.errors import UserError
-from wmtp_jax.load import ModelSource, find_model, load_model, stored_arrays
+from wmtp_jax.load import ModelSource, find_model, load_model
+from wmtp_jax.stored import stored_arrays
 
 TOLERANCE = 1e-4
 ROWS, LENGTH = 2, 48
@@ -108,7 +109,7 @@ def _ours(path: str | Path, source: ModelSource) -> Forward:
     from flax import nnx
 
     # Weights stay in the type they are stored in, where all share one: half the memory for bfloat16.
-    kinds = {array.dtype.numpy_dtype.name for array in stored_arrays(source).values()}
+    kinds = {array.dtype.name for array in stored_arrays(source).values()}
     model = load_model(path, param_dtype=kinds.pop() if len(kinds) == 1 else "float32")
     run = nnx.jit(
         lambda model, tokens: model(tokens) if source.config.n_future_tokens else model.values(tokens)[..., None]

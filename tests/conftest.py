@@ -1,4 +1,4 @@
-"""What tests share: the golden numbers, the folder of real data, a small data set."""
+"""What tests share: the golden numbers, the folder of real data, a small data set, two commands."""
 
 import contextlib
 import io
@@ -63,6 +63,20 @@ def tiny_data(tmp_path_factory) -> Path:
     train = open_split(data, "train")
     train_tokenizer((e.instruction + e.output for e in train.read(range(len(train)))), 300, data / "tokenizer")
     return data
+
+
+@pytest.fixture(scope="session")
+def convert():
+    """Runs ``python -m conversion`` in this process; returns the figures of ``--json``."""
+    from conversion.__main__ import main
+
+    def run(*args) -> dict:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            assert main([*map(str, args), "--json"]) == 0
+        return json.loads(output.getvalue())
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,12 @@ from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import open_split
 from wmtp_jax.data.tokenize import train_tokenizer
 from wmtp_jax.errors import UserError
+from wmtp_jax.load import find_model
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.settings_file import load_settings
+from wmtp_jax.stored import stored_arrays
 from wmtp_jax.training.run import build_run
 from wmtp_jax.training.stages import STAGES
 from wmtp_jax.training.tracking import read_metrics
@@ -38,7 +40,7 @@ def chain(train_command, tiny_data, tmp_path_factory) -> dict[str, Path]:
     policy = f"model.path={runs['policy']}"
     train_command(runs["policy"], *SHORT)
     train_command(runs["critic"], policy, "training.n_epochs=20", stage="critic")
-    train_command(runs["full"], policy, "critic.train=full", "critic.value_head=sigmoid", *SHORT, stage="critic")
+    train_command(runs["full"], policy, "training.train=full", "critic.value_head=sigmoid", *SHORT, stage="critic")
     train_command(runs["reference"], "model.architecture.n_future_tokens=1", *SHORT, stage="reference")
     for name in ("full", "reference"):
         scores = folder / f"{name}.arrow"
@@ -160,11 +162,13 @@ def test_pairwise_critic_and_curriculum(chain, train_command, tmp_path, capfd):
 
 
 def test_a_critic_with_adapters(chain, train_command, tmp_path):
-    """The trunk stays as it is; adapters stand beside it, are worked in on loading, and resume."""
+    """The trunk stays as it is; adapters and the value head are all that is saved; they resume, and the run is read
+    together with the policy.
+    """
     settings = (
         f"model.path={chain['policy']}",
-        "critic.train=lora",
-        "lora={rank: 2, alpha: 4, targets: [wq, w2]}",
+        "training.train=lora",
+        "lora={rank: 2, alpha: 4, dropout: 0.1, targets: [wq, w2]}",
         "critic.head_learning_rate=1e-3",
         "checkpoint.save_every_steps=2",
     )
@@ -172,12 +176,16 @@ def test_a_critic_with_adapters(chain, train_command, tmp_path):
     train_command(tmp_path / "parts", *settings, "training.max_steps=2", stage="critic")
     assert train_command(tmp_path / "parts", *settings, *SHORT, stage="critic")["first_step"] == 2
     assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    for one, other in zip(leaves(tmp_path / "whole@latest"), leaves(tmp_path / "parts@latest"), strict=True):
+        np.testing.assert_array_equal(one, other)
     policy, critic = wmtp_jax.load_model(str(chain["policy"])), wmtp_jax.load_model(str(tmp_path / "whole@latest"))
     block = policy.trunk.attention, critic.trunk.attention
     assert not np.array_equal(block[0].wq.kernel[...], block[1].wq.kernel[...])
     np.testing.assert_array_equal(block[0].wk.kernel[...], block[1].wk.kernel[...])
     stored = store.open_arrays(tmp_path / "whole/checkpoints/4")
-    np.testing.assert_array_equal(stored["trunk.attention.wq.kernel"].read().result(), block[0].wq.kernel[...])
+    assert {name.partition(".")[0] for name in stored} == {"value_head"}
+    adapter = store.open_arrays(tmp_path / "whole/checkpoints/4", store.ADAPTER_FOLDER)
+    assert {name.rpartition(".")[0] for name in adapter} == {"trunk.attention.wq", "trunk.feed_forward.w2"}
 
 
 def test_a_next_token_model_becomes_a_backbone(chain, train_command, tmp_path):
@@ -188,6 +196,13 @@ def test_a_next_token_model_becomes_a_backbone(chain, train_command, tmp_path):
     np.testing.assert_array_equal(
         critic.trunk.attention.wq.kernel[...][-1], reference.heads.attention.wq.kernel[...][0]
     )
+    arrays = stored_arrays(find_model(tmp_path / "run"))
+    for name, kernel in (("wq", critic.trunk.attention.wq), ("wo", critic.trunk.attention.wo)):
+        array = arrays[f"trunk.attention.{name}.kernel"]
+        assert array.shape == kernel.kernel.shape
+        np.testing.assert_array_equal(array.read(None), kernel.kernel[...])
+        np.testing.assert_array_equal(array.read(3), kernel.kernel[...][3])
+    assert not any(name.startswith(("heads", "output")) for name in arrays)
 
 
 def test_report(chain, capsys):
@@ -276,7 +291,7 @@ BAD = {
     "critic of another trunk": (
         "verifiable",
         ("experiment.critic_checkpoint={full}",),
-        "was trained with critic.train=full",
+        "was trained with training.train=full",
     ),
     "critic of another width": (
         "verifiable",
@@ -315,6 +330,16 @@ BAD = {
     "correct only for a critic": ("critic", ("data_sampling.method=correct",), "a critic needs incorrect solutions"),
     "odd rows for pairs": ("critic", ("critic.loss_type=pairwise",), "must be even"),
     "too many for both kinds": ("critic", ("data_sampling.n_samples=200",), "asks for 100, but there are 60"),
+    "a value head alone where tokens are trained": (
+        "rho1",
+        ("training.train=head",),
+        "stage rho1 trains tokens; use lora or full",
+    ),
+    "adapters on nothing": (
+        "critic",
+        ("training.train=lora", "lora.targets=[wq, output]"),
+        "'output' matches no projection; there are: trunk.attention.wk, ",
+    ),
     "several heads for a reference": ("reference", ("model.architecture=null",), "trains a next-token model"),
     "clip bounds in the wrong order": ("verifiable", ("weighting.weight_clip_min=9.0",), "weight_clip_min is above"),
     "curriculum phases": (

@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from wmtp_jax.errors import UserError
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.models.lora import LoRAConfig
+from wmtp_jax.models.lora import PROJECTIONS, LoRAConfig
 
 
 def _without_zero_byte(path: Path) -> Path:
@@ -80,7 +80,11 @@ class ModelSettings(_Part):
     tokenizer: FilePath | None = Field(
         None, description="Tokenizer directory. Default: the one beside the model, else the data set's."
     )
-    param_dtype: DType = Field("float32", description="Type the weights are kept and updated in.")
+    param_dtype: DType = Field(
+        "float32",
+        description="Type the weights are kept and updated in. Adapters are float32, and so is a value head that is "
+        "trained beside frozen weights.",
+    )
     compute_dtype: DType = Field(
         "bfloat16", description="Type of matrix products. Norms, softmax, losses and sums are float32."
     )
@@ -201,6 +205,12 @@ class TrainingSettings(_Part):
         description="Stop after this many updates, earlier than `n_epochs`. The schedule stays as it was, so "
         "a later run with a larger value continues exactly.",
     )
+    train: Literal["full", "lora", "head"] | None = Field(
+        None,
+        description="What is trained. `full`: all that the losses depend on. `lora`: adapters (settings `lora`), and "
+        "the value head where the stage has one. `head`: the value head alone, stage `critic` only. null: `head` for "
+        "stage `critic`, `full` for the others.",
+    )
     learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW.")
     warmup_ratio: Fraction = Field(0.03, description="Part of all updates with linearly rising rate.")
     min_lr_ratio: Fraction = Field(0.1, description="Cosine decay ends at this part of the peak.")
@@ -236,7 +246,7 @@ class TrainingSettings(_Part):
 
 
 class CriticSettings(_Part):
-    """The value head: its form, its loss, what of the model is trained (stages `critic` and `verifiable`)."""
+    """The value head: its form and its loss (stages `critic` and `verifiable`)."""
 
     value_head: Literal["linear", "sigmoid", "mlp"] = Field(
         "linear", description="Form of a new value head; one that the model or the critic brings is kept as it is."
@@ -257,31 +267,35 @@ class CriticSettings(_Part):
     lambda_end: Fraction = Field(0.95, description="`lambda_return`: lambda of the last update.")
     lambda_hold: Fraction = Field(0.0, description="`lambda_return`: part of the run before lambda begins to change.")
     include_prompt: bool = Field(False, description="Prompt tokens count too (the older form).")
-    train: Literal["head", "lora", "full"] = Field(
-        "head",
-        description="Stage `critic`: `head` freezes the backbone, `lora` trains adapters on it, `full` all that the "
-        "values depend on.",
-    )
     head_learning_rate: float | None = Field(
         None, gt=0, description="Peak learning rate of the value head. null: `training.learning_rate`."
     )
 
 
 class LoRASettings(_Part):
-    """Low-rank adapters (`critic.train: lora`)."""
+    """Low-rank adapters (`training.train: lora`); what they stand beside is frozen."""
 
     rank: int = Field(64, ge=1, description="Inner width of an adapter.")
     alpha: float = Field(128.0, gt=0, description="An adapter's product is multiplied by alpha / rank.")
-    targets: tuple[Literal["wq", "wk", "wv", "wo", "w1", "w2", "w3"], ...] = Field(
-        ("wq", "wk", "wv", "wo", "w1", "w2", "w3"),
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout on an adapter's input; drawn for each micro-batch, in training only."
+    )
+    targets: tuple[str, ...] = Field(
+        PROJECTIONS,
         strict=False,
         min_length=1,
-        description="Projections that are adapted.",
+        description="Projections that are adapted: regular expressions, searched in dotted names like "
+        "`trunk.attention.wq`, `heads.feed_forward.w2`, `output`. The default is all seven of every block.",
     )
+
+    @model_validator(mode="after")
+    def _patterns(self) -> LoRASettings:
+        self.record()
+        return self
 
     def record(self) -> LoRAConfig:
         """As the model has it."""
-        return LoRAConfig(rank=self.rank, alpha=self.alpha, targets=self.targets)
+        return LoRAConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
 
 
 class WeightingSettings(_Part):

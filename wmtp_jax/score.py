@@ -90,10 +90,10 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
 
     from wmtp_jax.data.store import TOKENIZER, data_fingerprint, open_split
     from wmtp_jax.data.tokenize import load_tokenizer
-    from wmtp_jax.load import find_model
+    from wmtp_jax.load import find_model, model_fingerprint
     from wmtp_jax.parallel.mesh import make_mesh
     from wmtp_jax.processes import refuse_processes
-    from wmtp_jax.training.scoring import check_scorer, model_fingerprint, tokenizer_fingerprint
+    from wmtp_jax.training.scoring import check_scorer, tokenizer_fingerprint
     from wmtp_jax.training.stages import STAGES
 
     started = time.perf_counter()

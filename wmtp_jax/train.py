@@ -94,10 +94,15 @@ def _use_compilation_cache(settings: Settings) -> None:
 def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, Any]:
     """Shows what a run would be and returns the figures."""
     from wmtp_jax.models import store
+    from wmtp_jax.training.objective import make_objective
     from wmtp_jax.training.run import run_directory, sketch_run
+    from wmtp_jax.training.step import split_params
 
     config, schedule, missing = sketch_run(stage, settings)
-    parameters = store.count_params(store.build(config)[1])
+    objective = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
+    shapes = objective.trained_form(store.build(config)[1])
+    parameters = store.count_params(shapes)
+    trained = store.count_params(split_params(shapes, objective.trains)[0])["total"]
     console.print(as_yaml(settings), highlight=False, markup=False, soft_wrap=True)
     directory, at_most = str(run_directory(stage, settings)), "" if schedule.exact else "at most "
 
@@ -106,6 +111,7 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
 
     rows = [
         *([f"parameters: {part}", f"{number:,}"] for part, number in parameters.items()),
+        ["parameters trained", f"{trained:,}"],
         ["devices", f"{schedule.devices}"],
         ["rows per step", f"{schedule.rows_per_step:,}"],
         ["tokens per step (padding included)", f"{schedule.tokens_per_step:,}"],
@@ -123,6 +129,7 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
         "run_directory": directory,
         "settings": settings.model_dump(mode="json"),
         "parameters": parameters,
+        "trained_parameters": trained,
         **dataclasses.asdict(schedule),
         "missing": missing,
     }

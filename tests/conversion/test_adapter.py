@@ -13,10 +13,10 @@ import transformers
 import wmtp_jax
 from wmtp_jax.errors import UserError
 from wmtp_jax.models import store
-from wmtp_jax.models.lora import LoRAConfig, init_adapter
+from wmtp_jax.models.lora import LoRAConfig, find_targets, init_adapter
 
 TOKENS = np.random.default_rng(0).integers(0, 1024, (2, 12))
-ADAPTER = LoRAConfig(rank=3, alpha=6.0, targets=("wq", "wo", "w1", "w2"))
+ADAPTER = LoRAConfig(rank=3, alpha=6.0, targets=("wq", "wo", "w1", "w2", "output"))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def adapted(convert, tmp_path_factory) -> Path:
     config = store.read_description(folder / "base").config
     adapter = init_adapter(store.build(config)[1], ADAPTER, seed=0)
     keys = iter(jax.random.split(jax.random.key(1), 100))
-    adapter = jax.tree.map(lambda x: 0.3 * jax.random.normal(next(keys), x.shape), adapter)
+    adapter = jax.tree.map(lambda x: 0.2 * jax.random.normal(next(keys), x.shape), adapter)
     store.write_params(folder / "micro-mtp", adapter, store.ADAPTER_FOLDER)
     store.write_description(folder / "micro-mtp", config, {}, ADAPTER)
     return folder
@@ -38,13 +38,19 @@ def test_a_fresh_adapter_changes_nothing_and_fits_the_targets(adapted: Path):
     config = store.read_description(adapted / "base").config
     shapes = store.build(config)[1]
     adapter = init_adapter(shapes, ADAPTER, seed=0)
-    assert set(adapter) == {"trunk", "heads"}
+    assert set(adapter) == {"trunk", "heads", "output"}
     assert set(adapter["trunk"]["attention"]) == {"wq", "wo"}
     assert adapter["heads"]["feed_forward"]["w2"]["lora_a"].shape == (4, 352, 3)
     assert adapter["heads"]["feed_forward"]["w2"]["lora_b"].shape == (4, 3, 128)
     assert not np.any(adapter["trunk"]["attention"]["wq"]["lora_b"])
-    with pytest.raises(ValueError, match=r"targets .'output'. are unknown"):
-        LoRAConfig(rank=1, alpha=1.0, targets=("output",))
+    some = LoRAConfig(rank=1, alpha=1.0, targets=(r"trunk\.attention\.w[qv]$", "output$"))
+    assert find_targets(shapes, some) == ["output", "trunk.attention.wq", "trunk.attention.wv"]
+    with pytest.raises(
+        ValueError, match=r"'w9' matches no projection; there are: heads.attention.wk, .*, output, trunk"
+    ):
+        find_targets(shapes, LoRAConfig(rank=1, alpha=1.0, targets=("wq", "w9")))
+    with pytest.raises(ValueError, match="is no regular expression"):
+        LoRAConfig(rank=1, alpha=1.0, targets=("w[",))
 
 
 def test_it_is_worked_in_on_loading(adapted: Path):

@@ -1,5 +1,7 @@
 """The loss that never holds the logits: equal to the naive one in value and gradient, in a tenth of its memory."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,38 @@ def test_sharded_equals_naive(monkeypatch, shape):
         ours = with_gradients(token_cross_entropy, *example())
     for got, wanted in zip(ours, expected, strict=True):
         assert relative(got, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [None, (2, 2, 1), (1, 2, 2)], ids=str)
+def test_an_adapter_beside_a_frozen_matrix(monkeypatch, shape):
+    """Loss and gradients of hidden states and adapter equal those of the merged matrix, which has no gradient."""
+    monkeypatch.setattr(cross_entropy, "LOGITS_IN_FLIGHT", 60)
+    hidden, output, targets, cotangent = example()
+    down, b = (jnp.asarray(np.random.default_rng(1).normal(size=size), "f4") for size in ((3, 4, 10, 2), (2, 24)))
+
+    def adapted(frozen):
+        def both(hidden, output, down, b):
+            def losses(h, o, d, b):
+                return token_cross_entropy(h, o, targets, (d, b), frozen=frozen)
+
+            ce, pull = jax.vjp(losses, hidden, output, down, b)
+            return ce, *pull(cotangent)
+
+        return jax.jit(both)(hidden, output, down, b)
+
+    def losses(h, o, d, b):
+        joined = jnp.concatenate([h, d], axis=-1), jnp.concatenate([o, b])
+        return naive(*joined, targets)
+
+    ce, pull = jax.vjp(losses, hidden, output, down, b)
+    expected = (ce, *pull(cotangent))
+    with jax.set_mesh(make_mesh(shape)) if shape else contextlib.nullcontext():
+        for frozen in (False, True):
+            for at, (got, wanted) in enumerate(zip(adapted(frozen), expected, strict=True)):
+                if frozen and at == 2:
+                    assert float(jnp.abs(got).max()) == 0.0
+                else:
+                    assert relative(got, wanted) < 1e-6, (frozen, at)
 
 
 def test_sixteen_bit_products_with_float32_sums():

@@ -109,7 +109,7 @@ def test_store_round_trip(model, tmp_path):
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     store.write_description(tmp_path, CONFIG, {"start": "test"})
     store.write_params(tmp_path, params)
-    assert store.read_description(tmp_path) == (CONFIG, None, {"start": "test"})
+    assert store.read_description(tmp_path) == (CONFIG, None, {"start": "test"}, None)
     back = store.read_params(tmp_path, shapes, make_mesh((1, 4, 1)))
     jax.tree.map(np.testing.assert_array_equal, params, back)
     assert len(back["output"]["kernel"].sharding.device_set) == 4

@@ -7,7 +7,8 @@ denominator), as in Wijmans et al. 2024 (arXiv 2411.09009).
 Shapes in names: n heads, B rows, S positions, D width, V vocabulary, c positions at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,12 +22,19 @@ from wmtp_jax.parallel.sharding import BATCH_AXES, FSDP_AXIS, TENSOR_AXIS, axis_
 # gradient of the output matrix is read and written too often.
 LOGITS_IN_FLIGHT = 2**24
 
+Arrays = tuple[Array, ...]
 _HIDDEN, _TOKENS = P(None, BATCH_AXES), P(BATCH_AXES)
 _GATHERED, _OUTPUT = P(None, TENSOR_AXIS), P(FSDP_AXIS, TENSOR_AXIS)
 
 
-@jax.custom_vjp
-def token_cross_entropy(hidden_nBSD: Array, output_DV: Array, targets_BSn: Array) -> Array:
+def token_cross_entropy(
+    hidden_nBSD: Array,
+    output_DV: Array,
+    targets_BSn: Array,
+    low_rank: tuple[Array, Array] | None = None,
+    *,
+    frozen: bool = False,
+) -> Array:
     """``-log p_k(target)`` for each position and head, (B, S, n) float32.
 
     Any cotangent may come back, so weights may depend on the losses they multiply. Under a mesh the rows lie on the
@@ -37,33 +45,49 @@ def token_cross_entropy(hidden_nBSD: Array, output_DV: Array, targets_BSn: Array
       hidden_nBSD: normed hidden states of the n heads.
       output_DV: the output matrix they share, in the same dtype.
       targets_BSn: int ids in [0, V); where there is no target any id will do.
+      low_rank: (n, B, S, r) and (r, V), whose product is added to the logits: an adapter of the output matrix.
+      frozen: the output matrix has no gradient: none is made.
     """
-    return _forward(hidden_nBSD, output_DV, targets_BSn)[0]
+    inputs: Arrays = (hidden_nBSD,)
+    matrices: Arrays = (output_DV,)
+    if low_rank is not None:
+        inputs, matrices = (*inputs, low_rank[0]), (*matrices, low_rank[1])
+    return _cross_entropy(frozen, inputs, matrices, targets_BSn)
 
 
-def _forward(hidden_nBSD: Array, output_DV: Array, targets_BSn: Array) -> tuple[Array, tuple[Array, ...]]:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(frozen: bool, inputs: Arrays, matrices: Arrays, targets_BSn: Array) -> Array:
+    """Losses (B, S, n) of the logits that are the sum of the products of inputs (n, B, S, .) and matrices (., V)."""
+    return _forward(frozen, inputs, matrices, targets_BSn)[0]
+
+
+def _forward(frozen: bool, inputs: Arrays, matrices: Arrays, targets_BSn: Array) -> tuple[Array, tuple[Any, ...]]:
+    del frozen
     local = map_shards(_local_forward, (_HIDDEN, _GATHERED, _TOKENS), (_TOKENS, _TOKENS))
-    ce_BSn, log_normalizer_BSn = local(hidden_nBSD, output_DV, targets_BSn)
-    return ce_BSn, (hidden_nBSD, output_DV, targets_BSn, log_normalizer_BSn)
+    ce_BSn, log_normalizer_BSn = local(inputs, matrices, targets_BSn)
+    return ce_BSn, (inputs, matrices, targets_BSn, log_normalizer_BSn)
 
 
-def _backward(residuals: tuple[Array, ...], cotangent_BSn: Array) -> tuple[Array, Array, None]:
-    local = map_shards(_local_backward, (_HIDDEN, _GATHERED, _TOKENS, _TOKENS, _TOKENS), (_HIDDEN, _OUTPUT))
+def _backward(frozen: bool, residuals: tuple[Any, ...], cotangent_BSn: Array) -> tuple[Arrays, Any, None]:
+    placed = ((None if frozen else _OUTPUT), *(_GATHERED for _ in residuals[1][1:]))
+    local = map_shards(
+        partial(_local_backward, frozen), (_HIDDEN, _GATHERED, _TOKENS, _TOKENS, _TOKENS), (_HIDDEN, placed)
+    )
     return (*local(*residuals, cotangent_BSn), None)
 
 
-token_cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)
 
 
-def _local_forward(hidden_nBSD: Array, output_DV: Array, targets_BSn: Array) -> tuple[Array, Array]:
+def _local_forward(inputs: Arrays, matrices: Arrays, targets_BSn: Array) -> tuple[Array, Array]:
     """Losses and log-normalizers (B, S, n) of the rows of one device."""
-    n, _, S, _ = hidden_nBSD.shape
-    loop = _Chunks(n, S, targets_BSn[..., 0].size * output_DV.shape[1])
-    hidden, targets = loop.padded(hidden_nBSD), loop.padded(jnp.moveaxis(targets_BSn, -1, 0))
+    n, _, S, _ = inputs[0].shape
+    loop = _Chunks(n, S, targets_BSn[..., 0].size * matrices[0].shape[1])
+    padded, targets = [loop.padded(x_nBS) for x_nBS in inputs], loop.padded(jnp.moveaxis(targets_BSn, -1, 0))
 
     def body(i: Array, done: tuple[Array, Array]) -> tuple[Array, Array]:
         targets_Bc = loop.read(targets, i)
-        logits_BcV = _logits(loop.read(hidden, i), output_DV)
+        logits_BcV = _logits([loop.read(x_nBS, i) for x_nBS in padded], matrices)
         highest_Bc = _over_tensor(jax.lax.pmax, jnp.max(logits_BcV, axis=-1))
         total_Bc = _over_tensor(jax.lax.psum, jnp.sum(jnp.exp(logits_BcV - highest_Bc[..., None]), axis=-1))
         log_normalizer_Bc = highest_Bc + jnp.log(total_Bc)
@@ -78,33 +102,48 @@ def _local_forward(hidden_nBSD: Array, output_DV: Array, targets_BSn: Array) -> 
 
 
 def _local_backward(
-    hidden_nBSD: Array, output_DV: Array, targets_BSn: Array, log_normalizer_BSn: Array, cotangent_BSn: Array
-) -> tuple[Array, Array]:
-    """Gradients of the hidden states, and of this device's part of the matrix."""
-    n, _, S, _ = hidden_nBSD.shape
-    loop = _Chunks(n, S, targets_BSn[..., 0].size * output_DV.shape[1])
-    hidden = loop.padded(hidden_nBSD)
+    frozen: bool,
+    inputs: Arrays,
+    matrices: Arrays,
+    targets_BSn: Array,
+    log_normalizer_BSn: Array,
+    cotangent_BSn: Array,
+) -> tuple[Arrays, tuple[Array | None, ...]]:
+    """Gradients of the inputs, and of this device's part of the matrices (None of the first one, if it is frozen)."""
+    n, _, S, _ = inputs[0].shape
+    loop = _Chunks(n, S, targets_BSn[..., 0].size * matrices[0].shape[1])
+    padded, trained = [loop.padded(x_nBS) for x_nBS in inputs], slice(1, None) if frozen else slice(None)
     of_tokens = [loop.padded(jnp.moveaxis(x, -1, 0)) for x in (targets_BSn, log_normalizer_BSn, cotangent_BSn)]
 
-    def body(i: Array, done: tuple[Array, Array]) -> tuple[Array, Array]:
-        hidden_BcD = loop.read(hidden, i)
+    def body(i: Array, done: tuple[list[Array], list[Array]]) -> tuple[list[Array], list[Array]]:
+        parts = [loop.read(x_nBS, i) for x_nBS in padded]
         targets_Bc, log_normalizer_Bc, cotangent_Bc = (loop.read(x, i) for x in of_tokens)
-        logits_BcV = _logits(hidden_BcD, output_DV)
+        logits_BcV = _logits(parts, matrices)
         probability_BcV = jnp.exp(logits_BcV - log_normalizer_Bc[..., None])
         error_BcV = jnp.where(_is_target(targets_Bc, logits_BcV), probability_BcV - 1.0, probability_BcV)
-        error_BcV = (error_BcV * cotangent_Bc[..., None]).astype(hidden.dtype)
-        grad_BcD = jnp.einsum("bcv,dv->bcd", error_BcV, output_DV, preferred_element_type=jnp.float32)
-        grad_BcD = _over_tensor(jax.lax.psum, grad_BcD).astype(hidden.dtype)
-        change_DV = jnp.einsum("bcd,bcv->dv", hidden_BcD, error_BcV, preferred_element_type=jnp.float32)
-        return loop.write(done[0], grad_BcD, i), done[1] + change_DV
+        error_BcV = (error_BcV * cotangent_Bc[..., None]).astype(inputs[0].dtype)
+        grads, totals = [], []
+        for grad_nBS, matrix_DV in zip(done[0], matrices, strict=True):
+            grad_BcD = jnp.einsum("bcv,dv->bcd", error_BcV, matrix_DV, preferred_element_type=jnp.float32)
+            grad_BcD = _over_tensor(jax.lax.psum, grad_BcD).astype(grad_nBS.dtype)
+            grads.append(loop.write(grad_nBS, grad_BcD, i))
+        for total_DV, part_BcD in zip(done[1], parts[trained], strict=True):
+            change_DV = jnp.einsum("bcd,bcv->dv", part_BcD, error_BcV, preferred_element_type=jnp.float32)
+            totals.append(total_DV + change_DV)
+        return grads, totals
 
-    zeros = jnp.zeros(hidden.shape, hidden.dtype), jnp.zeros(output_DV.shape, jnp.float32)
-    grad_nBSD, total_DV = jax.lax.fori_loop(0, loop.count, body, zeros)
-    if axis_size(FSDP_AXIS) > 1:
-        total_DV = jax.lax.psum_scatter(total_DV, FSDP_AXIS, scatter_dimension=0, tiled=True)
-    if axis_size("data") > 1:
-        total_DV = jax.lax.psum(total_DV, "data")
-    return grad_nBSD[:, :, :S], total_DV.astype(output_DV.dtype)
+    zeros = [jnp.zeros_like(x_nBS) for x_nBS in padded], [jnp.zeros(m.shape, jnp.float32) for m in matrices[trained]]
+    grads, totals = jax.lax.fori_loop(0, loop.count, body, zeros)
+    axes = [axis for axis in BATCH_AXES if axis_size(axis) > 1]
+    if not frozen and FSDP_AXIS in axes:  # a matrix of the model is kept in parts, that of an adapter whole
+        totals[0] = jax.lax.psum_scatter(totals[0], FSDP_AXIS, scatter_dimension=0, tiled=True)
+    reduced: list[Array | None] = [None] if frozen else []
+    for total_DV in totals:
+        own = [axis for axis in axes if reduced or axis != FSDP_AXIS]
+        reduced.append(
+            jax.lax.psum(total_DV, own).astype(matrices[0].dtype) if own else total_DV.astype(matrices[0].dtype)
+        )
+    return tuple(grad_nBS[:, :, :S] for grad_nBS in grads), tuple(reduced)
 
 
 class _Chunks:
@@ -138,8 +177,12 @@ class _Chunks:
         return (i // self.parts, 0, i % self.parts * self.size, *(0,) * (x_nBS.ndim - 3))
 
 
-def _logits(hidden_BcD: Array, output_DV: Array) -> Array:
-    return jnp.einsum("bcd,dv->bcv", hidden_BcD, output_DV, preferred_element_type=jnp.float32)
+def _logits(parts: Sequence[Array], matrices: Arrays) -> Array:
+    products = [
+        jnp.einsum("bcd,dv->bcv", part_BcD, matrix_DV, preferred_element_type=jnp.float32)
+        for part_BcD, matrix_DV in zip(parts, matrices, strict=True)
+    ]
+    return sum(products[1:], products[0])
 
 
 def _is_target(targets_Bc: Array, logits_BcV: Array) -> Array:

@@ -14,6 +14,7 @@ from jax import Array
 
 from wmtp_jax.models.attention import Documents, attend
 from wmtp_jax.models.config import ModelConfig, RopeScaling
+from wmtp_jax.models.lora import Adapter
 
 
 def document_positions(segment_ids_BS: Array) -> Array:
@@ -108,7 +109,17 @@ class Block(nnx.Module):
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
 
 
-def linear(n_in: int, n_out: int, rngs: nnx.Rngs, *, depth: int | None = None, **dtypes: Any) -> nnx.Linear:
+class Linear(nnx.Linear):
+    """A projection ``x W``; where an adapter hangs on it (`wmtp_jax.models.lora.attach`), its output is added."""
+
+    adapter: Adapter | None = None
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        output = super().__call__(inputs, out_sharding)
+        return output if self.adapter is None else output + self.adapter(inputs.astype(output.dtype))
+
+
+def linear(n_in: int, n_out: int, rngs: nnx.Rngs, *, depth: int | None = None, **dtypes: Any) -> Linear:
     """A bias-free projection, kernel (n_in, n_out), normal with deviation 0.02.
 
     ``depth`` marks a projection that writes to the residual stream: its deviation is divided by
@@ -116,4 +127,4 @@ def linear(n_in: int, n_out: int, rngs: nnx.Rngs, *, depth: int | None = None, *
     """
     deviation = 0.02 if depth is None else 0.02 / (2 * depth) ** 0.5
     initializer = nnx.initializers.normal(deviation)
-    return nnx.Linear(n_in, n_out, use_bias=False, kernel_init=initializer, rngs=rngs, **dtypes)
+    return Linear(n_in, n_out, use_bias=False, kernel_init=initializer, rngs=rngs, **dtypes)

@@ -94,6 +94,8 @@ class MTPTransformer(nnx.Module):
         kernel_DV = self.output_kernel
         hidden_nBSD = self.head_hidden(jnp.asarray(tokens_BS), segment_ids_BS, n_heads)
         logits_nBSV = jnp.einsum("nbsd,dv->nbsv", hidden_nBSD, kernel_DV, preferred_element_type=jnp.float32)
+        if (low_rank := self.output_low_rank(hidden_nBSD)) is not None:
+            logits_nBSV += jnp.einsum("nbsr,rv->nbsv", *low_rank, preferred_element_type=jnp.float32)
         return jnp.moveaxis(logits_nBSV, 0, 2)
 
     @property
@@ -108,6 +110,13 @@ class MTPTransformer(nnx.Module):
         if self.output is None:  # tied
             return self.tok_embeddings.embedding[...].astype(self.tok_embeddings.dtype).T
         return self.output.kernel[...].astype(self.output.dtype)
+
+    def output_low_rank(self, hidden_nBSD: Array) -> tuple[Array, Array] | None:
+        """(n, B, S, r) and (r, V), whose product is added to the logits: the adapter of the output matrix, if any."""
+        if self.output is None or self.output.adapter is None:
+            return None
+        adapter = self.output.adapter
+        return adapter.down(hidden_nBSD), adapter.lora_b[...].astype(hidden_nBSD.dtype)
 
     def trunk_hidden(
         self, tokens_BS: Array, segment_ids_BS: Array | None = None, attention_mask_BS: Array | None = None

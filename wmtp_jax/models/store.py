@@ -2,7 +2,8 @@
 
 ``params/`` holds the nested dict of parameters; it is read onto any mesh. A training checkpoint
 keeps its parameters in the same form, so both are loaded by the same code. ``adapter/`` is there only
-where ``config.json`` describes one.
+where ``config.json`` describes one. Where it names a base, ``params/`` holds only what differs from that model,
+or is absent.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from wmtp_jax.models.config import ModelConfig
@@ -29,7 +30,7 @@ from wmtp_jax.models.lora import LoRAConfig
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.parallel.sharding import parameter_name, parameter_shardings, parameter_spec
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # 2: with a base, which an earlier program would not look for
 CONFIG_FILE, PARAMS_FOLDER, ADAPTER_FOLDER, TOKENIZER_FOLDER = "config.json", "params", "adapter", "tokenizer"
 Index = tuple[int | slice, ...]
 STACKS = ("trunk.", "heads.")  # leaves whose leading axis counts blocks
@@ -69,6 +70,19 @@ def count_params(shapes: Any) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
+class Base(NamedTuple):
+    """A model that holds the rest of another one's weights.
+
+    Attributes:
+      path: where it is, as `wmtp_jax.load.find_model` takes it; a relative path counts from the directory of the
+        ``config.json`` it stands in.
+      fingerprint: `wmtp_jax.load.model_fingerprint` of it.
+    """
+
+    path: str
+    fingerprint: str
+
+
 class Description(NamedTuple):
     """What ``config.json`` says of a model.
 
@@ -76,21 +90,28 @@ class Description(NamedTuple):
       config: its architecture.
       adapter: the adapter in ``adapter/``, which belongs to the model; None without one.
       source: where the weights come from.
+      base: the model whose weights are those that are not in ``params/``; None: all of them are.
     """
 
     config: ModelConfig
     adapter: LoRAConfig | None
     source: dict[str, Any]
+    base: Base | None = None
 
 
 def write_description(
-    directory: Path, config: ModelConfig, source: dict[str, Any], adapter: LoRAConfig | None = None
+    directory: Path,
+    config: ModelConfig,
+    source: dict[str, Any],
+    adapter: LoRAConfig | None = None,
+    base: Base | None = None,
 ) -> None:
-    """Writes ``config.json``; ``source`` says where the weights come from."""
+    """Writes ``config.json``; ``source`` says where the weights come from, the rest is as in `Description`."""
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[base is not None],
         "architecture": dataclasses.asdict(config),
         "adapter": dataclasses.asdict(adapter) if adapter else None,
+        **({"base": base._asdict()} if base else {}),
         "source": source,
     }
     (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -106,11 +127,14 @@ def read_description(directory: Path) -> Description:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["format_version"]
-        if version != FORMAT_VERSION:
-            raise ValueError(f"format version {version}, but this program reads {FORMAT_VERSION}")
-        adapter = content.get("adapter")
+        if version not in FORMAT_VERSIONS:
+            raise ValueError(f"format version {version}, but this program reads {FORMAT_VERSIONS[-1]} and earlier")
+        adapter, base = content.get("adapter"), content.get("base")
         return Description(
-            ModelConfig(**content["architecture"]), LoRAConfig(**adapter) if adapter else None, content["source"]
+            ModelConfig(**content["architecture"]),
+            LoRAConfig(**adapter) if adapter else None,
+            content["source"],
+            Base(**base) if base else None,
         )
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: no such file, so {directory} is not a model directory") from None
@@ -133,13 +157,12 @@ def read_params(directory: Path, shapes: Any, mesh: Mesh) -> Any:
 
 
 def read_adapter(directory: Path, mesh: Mesh) -> Any:
-    """Reads ``adapter/``, the same on every device. Raises ValueError as `read_params` does."""
+    """Reads ``adapter/`` onto the mesh. Raises ValueError as `read_params` does."""
     stored = open_arrays(directory, ADAPTER_FOLDER)
     shapes: dict[str, Any] = {}
     for name, array in stored.items():
         set_leaf(shapes, name, jax.ShapeDtypeStruct(array.shape, array.dtype.numpy_dtype))
-    path = directory.resolve() / ADAPTER_FOLDER
-    return _restore(path, shapes, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes))
+    return _restore(directory.resolve() / ADAPTER_FOLDER, shapes, parameter_shardings(shapes, mesh))
 
 
 def write_params(directory: Path, params: Any, folder: str = PARAMS_FOLDER) -> None:

@@ -25,7 +25,6 @@ PARAMETER_TABLE: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"feed_forward\.w2\.kernel", ("tensor", "fsdp")),
     (r"norm\.scale", ()),
     (r"value_head\.", ()),
-    (r"\.lora_[ab]$", ()),
 )
 
 BATCH_AXES = ("data", "fsdp")  # devices along these read different rows
@@ -38,13 +37,17 @@ def parameter_name(path: tuple[Any, ...]) -> str:
 
 
 def parameter_spec(name: str, shape: tuple[int, ...]) -> P:
-    """Placement of one parameter.
+    """Placement of one parameter. The adapter of a kernel lies as its input axis (A) and its output axis (B) do.
 
     Raises:
       KeyError: no line of the table matches ``name``: a new parameter needs one.
     """
+    module, _, matrix = name.rpartition(".")
+    looked_up = f"{module}.kernel" if matrix in ("lora_a", "lora_b") else name
     for pattern, axes in PARAMETER_TABLE:
-        if re.search(pattern, name):
+        if re.search(pattern, looked_up):
+            if looked_up != name:
+                axes = (axes[0], None) if matrix == "lora_a" else (None, axes[1])
             return P(*(None,) * (len(shape) - len(axes)), *axes)
     raise KeyError(f"no line of PARAMETER_TABLE matches the parameter {name!r}; add one")
 

@@ -1,13 +1,15 @@
 """Checkpoints of a run, by Orbax: ``<run directory>/checkpoints/<step>/``.
 
-A step holds three items: ``params`` (as in a model directory), ``optimizer`` (its state and all else that changes
-from step to step) and ``progress`` (JSON: tokens and seconds so far); Orbax keeps the validation metrics beside
-them. The order of the data and all randomness follow from the settings and the step, so a resume needs nothing else.
+A step holds ``params`` and ``adapter`` (as in a model directory; on a frozen base only what is trained),
+``optimizer`` (its state and all else that changes from step to step) and ``progress`` (JSON: tokens and seconds so
+far); Orbax keeps the validation metrics beside them. The order of the data and all randomness follow from the
+settings and the step, so a resume needs nothing else.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 from wmtp_jax.errors import Failure
 from wmtp_jax.models.lora import ADAPTER
 from wmtp_jax.models.store import ADAPTER_FOLDER, PARAMS_FOLDER, save_args
-from wmtp_jax.training.step import TrainState
+from wmtp_jax.training.step import TrainState, join_params, split_params
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _METRIC = "val/loss"
@@ -32,7 +34,9 @@ def saved_steps(run_directory: Path) -> list[int]:
     return sorted(
         int(path.parent.name)
         for path in folder.glob("*/_CHECKPOINT_METADATA")
-        if path.parent.name.isdigit() and all((path.parent / item).is_dir() for item in (PARAMS_FOLDER, "metrics"))
+        if path.parent.name.isdigit()
+        and (path.parent / "metrics").is_dir()
+        and any((path.parent / item).is_dir() for item in (PARAMS_FOLDER, ADAPTER_FOLDER))
     )
 
 
@@ -44,7 +48,7 @@ def best_step(run_directory: Path) -> int | None:
 
 
 def step_directory(run_directory: Path, step: int) -> Path:
-    """The folder of a step; it has a ``params/`` as a model directory has."""
+    """The folder of a step; it has ``params/`` and ``adapter/`` as a model directory has."""
     return run_directory / CHECKPOINTS_FOLDER / str(step)
 
 
@@ -55,11 +59,18 @@ class Checkpoints:
       run_directory: the run.
       save_best: never delete the step with the lowest val/loss.
       keep: newest steps that are kept beside it; None for all.
+      holds: the parameters that a step holds, by their dotted names; None: all. The others are those of a base.
       read_only: only look.
     """
 
     def __init__(
-        self, run_directory: Path, *, save_best: bool = True, keep: int | None = None, read_only: bool = False
+        self,
+        run_directory: Path,
+        *,
+        save_best: bool = True,
+        keep: int | None = None,
+        holds: Callable[[str], bool] | None = None,
+        read_only: bool = False,
     ):
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if save_best:
@@ -67,7 +78,7 @@ class Checkpoints:
             policies.append(
                 checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1)
             )
-        self._run_directory = run_directory
+        self._run_directory, self._holds = run_directory, holds
         self._manager = ocp.CheckpointManager(
             (run_directory / CHECKPOINTS_FOLDER).resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -91,20 +102,25 @@ class Checkpoints:
         """Starts saving; the arrays are copied before this returns, the writing goes on behind."""
         items = {
             name: ocp.args.StandardSave(tree, save_args=save_args(tree))
-            for name, tree in _weights(state.params).items()
+            for name, tree in self._weights(state.params).items()
         }
         items["optimizer"] = ocp.args.StandardSave(_beside_params(state))
         args = ocp.args.Composite(**items, progress=ocp.args.JsonSave(progress))
         self._manager.save(int(state.step), args=args, metrics=metrics)
 
-    def restore(self, step: int, target: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Reads a step; ``target`` holds `jax.ShapeDtypeStruct` with the wanted shardings.
+    def restore(self, step: int, target: TrainState, base: Any) -> tuple[TrainState, dict[str, Any]]:
+        """Reads a step.
+
+        Args:
+          step: its number.
+          target: `jax.ShapeDtypeStruct` with the wanted shardings.
+          base: parameters, of which those are taken that a step does not hold; an empty dict where it holds all.
 
         Raises:
           Failure: the step is damaged.
         """
         items = {
-            **{name: ocp.args.StandardRestore(tree) for name, tree in _weights(target.params).items()},
+            **{name: ocp.args.StandardRestore(tree) for name, tree in self._weights(target.params).items()},
             "optimizer": ocp.args.StandardRestore(_beside_params(target)),
             "progress": ocp.args.JsonRestore(),
         }
@@ -116,10 +132,10 @@ class Checkpoints:
                 f"{folder}: this checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}). "
                 "Move it away to continue from the checkpoint before it."
             ) from error
-        params = restored[PARAMS_FOLDER]
+        params = restored[PARAMS_FOLDER] if PARAMS_FOLDER in items else {}
         if ADAPTER in target.params:
             params = {**params, ADAPTER: restored[ADAPTER_FOLDER]}
-        return TrainState(params=params, **restored["optimizer"]), restored["progress"]
+        return TrainState(params=join_params(params, base), **restored["optimizer"]), restored["progress"]
 
     def progress(self, step: int) -> dict[str, Any]:
         """Tokens and seconds up to a saved step."""
@@ -130,11 +146,14 @@ class Checkpoints:
         """Validation metrics of a saved step."""
         return dict(self._manager.metrics(step))
 
-
-def _weights(params: Any) -> dict[str, Any]:
-    """The items that hold the weights, by their folders, as in a model directory."""
-    items = {PARAMS_FOLDER: {name: part for name, part in params.items() if name != ADAPTER}}
-    return {**items, ADAPTER_FOLDER: params[ADAPTER]} if ADAPTER in params else items
+    def _weights(self, params: Any) -> dict[str, Any]:
+        """The items that hold the weights, by their folders, as in a model directory."""
+        items = {PARAMS_FOLDER: {name: part for name, part in params.items() if name != ADAPTER}}
+        if self._holds is not None:
+            items[PARAMS_FOLDER], _ = split_params(items[PARAMS_FOLDER], self._holds)
+            if not items[PARAMS_FOLDER]:
+                del items[PARAMS_FOLDER]
+        return {**items, ADAPTER_FOLDER: params[ADAPTER]} if ADAPTER in params else items
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:

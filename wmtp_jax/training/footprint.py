@@ -202,9 +202,9 @@ def _flops(program: Program, schedule: Schedule) -> dict[str, float]:
     lengths = np.full(schedule.rows_per_step, program.settings.dataset.max_length)
     forward = forward_flops(program.config, lengths, objective.n_heads)
     everything = sum(forward.values())
-    model = everything * (1 if objective.backbone == "head" else 3)
+    model = everything * (1 if objective.part == "head" else 3)
     executed = model + forward["logits"]  # never kept, made again in the backward pass
-    if objective.backbone != "head" and training.remat != "none":
+    if objective.part != "head" and training.remat != "none":
         executed += forward["heads"] + forward["head attention"]
         if training.remat in ("full", "attention"):
             executed += forward["trunk"]

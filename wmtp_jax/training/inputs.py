@@ -15,10 +15,11 @@ from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import Split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
-from wmtp_jax.load import ModelSource, find_model, split_step
+from wmtp_jax.load import ModelSource, find_model, model_fingerprint, split_step
+from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.training.objective import chosen_scheme
-from wmtp_jax.training.scoring import check_scorer, model_fingerprint, tokenizer_fingerprint
+from wmtp_jax.training.objective import chosen_scheme, make_objective
+from wmtp_jax.training.scoring import check_scorer, tokenizer_fingerprint
 from wmtp_jax.training.stages import Stage
 
 
@@ -58,9 +59,21 @@ def find_architecture(stage: Stage, settings: Settings) -> tuple[ModelConfig, Mo
         config = dataclasses.replace(config, value_head=head)
     if stage.trains == "values" and config.n_future_tokens == 1:
         config = dataclasses.replace(config, n_future_tokens=0)
-    if stage.trains == "values" and settings.critic.train == "lora" and not config.n_trunk_layers:
-        raise UserError("critic.train is lora, but the model has no trunk block for an adapter; use head")
+    _check_trained(stage, settings, config)
     return config, source
+
+
+def _check_trained(stage: Stage, settings: Settings, config: ModelConfig) -> None:
+    if settings.training.train == "head" and stage.trains != "values":
+        raise UserError(
+            f"training.train is head, the value head alone, but stage {stage.name} trains tokens; use lora or full"
+        )
+    if settings.training.train == "lora":
+        needs = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
+        try:
+            needs.trained_form(store.build(config)[1])
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def _trains_values(stage: Stage, settings: Settings) -> bool:
@@ -139,8 +152,8 @@ def find_scorer(
             )
         if (trained := source.description.source.get("trained")) in ("full", "lora"):
             raise UserError(
-                f"{setting}: {path} was trained with critic.train={trained}: its value head reads its own trunk, "
-                "not the policy's. Set weighting.critic=frozen, or train a critic with critic.train=head"
+                f"{setting}: {path} was trained with training.train={trained}: its value head reads its own trunk, "
+                "not the policy's. Set weighting.critic=frozen, or train a critic with training.train=head"
             )
         backbone = source.description.source.get("backbone")
         if policy is None or (backbone and backbone != model_fingerprint(policy)):

@@ -27,9 +27,17 @@ from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import place_rows
 from wmtp_jax.processes import agreed
 from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
-from wmtp_jax.training.initial import fresh_adapter, initial_params
+from wmtp_jax.training.initial import find_base, initial_params
 from wmtp_jax.training.program import make_program
-from wmtp_jax.training.run import Run, check_alike, check_directory, check_shared, run_facts, write_run_files
+from wmtp_jax.training.run import (
+    Run,
+    check_alike,
+    check_directory,
+    check_shared,
+    rename_base,
+    run_facts,
+    write_run_files,
+)
 from wmtp_jax.training.step import TrainState
 from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun
@@ -73,17 +81,20 @@ def fit(run: Run) -> dict[str, Any]:
     else:
         with jax.set_mesh(mesh):
             with agreed("making the model", wait_s=_PATIENCE):
+                base = find_base(run, resumed=bool(saved))
                 trainer = _Trainer(run, mesh)
                 # A fresh state first: a damaged model must not leave a run directory behind.
                 state = None if saved else trainer.fresh_state()
             with agreed("writing the run directory"):
                 if not saved and is_first():
-                    write_run_files(run)
+                    write_run_files(run, base)
+                elif base is not None and is_first():
+                    rename_base(run.directory, base)
             with agreed("looking into the run directory"):
                 check_shared(run)
             try:
                 with agreed("training", wait_s=_PATIENCE):
-                    _train(run, trainer, state, first_step)
+                    _train(run, trainer, state, first_step, frozen=base is not None)
             except KeyboardInterrupt:
                 saved = saved_steps(run.directory)
                 place = f"step {saved[-1]}" if saved else "the beginning (no checkpoint was due yet)"
@@ -127,7 +138,6 @@ class _Trainer:
             mesh,
             total_steps=run.schedule.total_steps,
             rows_per_step=run.schedule.rows_per_step,
-            adapter_shapes=partial(_adapter_shapes, run) if run.objective.lora else None,
             frozen=run.scorer.config if run.scorer and scores_batches else None,
         )
         started = time.perf_counter()
@@ -170,8 +180,11 @@ class _Trainer:
         return metrics
 
 
-def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: int) -> None:
-    """Updates from ``first_step`` (from the checkpoint there, where ``state`` is None) to the last."""
+def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: int, *, frozen: bool) -> None:
+    """Updates from ``first_step`` (from the checkpoint there, where ``state`` is None) to the last.
+
+    With a ``frozen`` base checkpoints hold only what is trained.
+    """
     settings, last_step = run.settings, run.schedule.last_step
     assert last_step is not None
     batches = training_batches(
@@ -187,12 +200,18 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
     keep = settings.checkpoint.save_total_limit
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
-            Checkpoints(run.directory, save_best=settings.checkpoint.save_best, keep=keep)
+            Checkpoints(
+                run.directory,
+                save_best=settings.checkpoint.save_best,
+                keep=keep,
+                holds=run.objective.trains if frozen else None,
+            )
         )
         progress: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
         if state is None:
             err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
-            state, progress = checkpoints.restore(first_step, trainer.program.state)
+            base = initial_params(run, trainer.mesh) if frozen else {}
+            state, progress = checkpoints.restore(first_step, trainer.program.state, base)
         metrics_file = mlflow = None
         if is_first():
             metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
@@ -292,8 +311,13 @@ class _Logger:
 
     def _flops(self, numbers: np.ndarray) -> float:
         objective, segment_ids = self._run.objective, self._run.train.rows.segment_ids[numbers]
-        backward = objective.backbone != "head"
-        return model_flops(self._run.config, segment_ids, n_heads=objective.n_heads, backward=backward)
+        return model_flops(
+            self._run.config,
+            segment_ids,
+            n_heads=objective.n_heads,
+            backward=objective.part != "head",
+            frozen=objective.frozen,
+        )
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         self._record(step, values)
@@ -333,10 +357,6 @@ def _to_device(batches: Iterator[np.ndarray], rows: Rows, sharding: NamedShardin
         if numbers is None:
             return
         pending = _Step(numbers, on_device, waited)
-
-
-def _adapter_shapes(run: Run, shapes: Any) -> Any:
-    return jax.eval_shape(partial(fresh_adapter, run, shapes))
 
 
 def _curriculum(run: Run) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -27,7 +28,7 @@ from wmtp_jax.losses.value import (
     pairwise_sums,
     squared_errors,
 )
-from wmtp_jax.models.lora import ADAPTER, LoRAConfig, worked_in
+from wmtp_jax.models.lora import ADAPTER, LoRAConfig, attach, init_adapter
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.weighting import rho1, td, uniform
@@ -92,8 +93,8 @@ class Objective:
       needs_scores: a frozen model's scores stand beside the tokens.
       needs_outcomes: the rows say which documents are correct.
       draws: the weights are drawn at random.
-      backbone: ``full``: all parameters that the losses depend on are trained; ``head``: the value head alone;
-        ``lora``: the value head and adapters.
+      part: ``full``: all parameters that the losses depend on are trained; ``head``: the value head alone;
+        ``lora``: adapters, and the value head where there is a value loss.
       lora: the adapters, where they are trained.
       seed: of everything random in an update.
     """
@@ -108,18 +109,53 @@ class Objective:
     needs_outcomes: bool
     draws: bool
     seed: int
-    backbone: str = "full"
+    part: str = "full"
     lora: LoRAConfig | None = None
 
-    def model(self, graphdef: nnx.GraphDef[MTPTransformer], params: Any) -> MTPTransformer:
-        """The model with these parameters, its adapters worked in."""
-        return nnx.merge(graphdef, worked_in(params, self.lora))
+    @property
+    def frozen(self) -> bool:
+        """Whether the model's weights have no gradient, but for a value head."""
+        return self.part != "full"
+
+    @property
+    def drops(self) -> bool:
+        """Whether something is left out at random inside the adapters while they are trained."""
+        return self.lora is not None and self.lora.dropout > 0
+
+    def model(self, graphdef: nnx.GraphDef[MTPTransformer], params: Any, key: Array | None = None) -> MTPTransformer:
+        """The model with these parameters, adapters on its projections; their dropout by ``key``, None: none."""
+        if self.lora is None:
+            return nnx.merge(graphdef, params)
+        model = nnx.merge(graphdef, {name: part for name, part in params.items() if name != ADAPTER})
+        attach(model, params[ADAPTER], self.lora, key)
+        return model
+
+    def trained_form(self, shapes: Any) -> Any:
+        """The shapes of a model's parameters while they are trained.
+
+        Where the rest is frozen an adapter stands beside them, and the value head is float32.
+
+        Raises:
+          ValueError: a target of the adapter matches nothing.
+        """
+        if self.part != "full" and self.value_loss is not None:
+            head = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes["value_head"])
+            shapes = {**shapes, "value_head": head}
+        if self.lora is None:
+            return shapes
+        return {**shapes, ADAPTER: jax.eval_shape(partial(self.fresh_adapter, shapes))}
+
+    def fresh_adapter(self, params: Any) -> Any:
+        """An adapter that changes nothing yet, on what the losses depend on. Raises ValueError as `trained_form`."""
+        assert self.lora is not None
+        adapted = params if self.n_heads else {name: part for name, part in params.items() if name == "trunk"}
+        return init_adapter(adapted, self.lora, self.seed)
 
     def trains(self, name: str) -> bool:
         """Whether a parameter is updated, by its dotted name."""
         if name.startswith("value_head."):
             return self.value_loss is not None
-        if self.backbone != "full":
+        if self.part != "full":
             return name.startswith(f"{ADAPTER}.")
         if name.startswith(("heads.", "output.")):
             return self.n_heads > 0
@@ -132,7 +168,13 @@ class Objective:
         if self.n_heads:
             targets_BSn, _ = self.targets(rows)
             hidden_nBSD = model.head_hidden(rows.tokens, rows.segment_ids, self.n_heads, trunk_BSD)
-            ce_BSn = token_cross_entropy(hidden_nBSD, model.output_kernel, targets_BSn)
+            ce_BSn = token_cross_entropy(
+                hidden_nBSD,
+                model.output_kernel,
+                targets_BSn,
+                model.output_low_rank(hidden_nBSD),
+                frozen=self.frozen,
+            )
         if self.value_loss:
             values_BS = noisy_BS = model.trunk_values(trunk_BSD)
             if self.value_loss.dropout and key is not None:
@@ -154,7 +196,7 @@ def make_objective(stage: Stage, settings: Settings, n_heads: int, *, total_step
       total_steps: what schedules span.
       n_documents: documents in the fullest row.
     """
-    weighting = settings.weighting
+    weighting, part = settings.weighting, trained_part(stage, settings.training.train)
     joint = stage.scorer == "critic" and weighting.critic == "joint"
     scheme_name = chosen_scheme(stage, weighting) if stage.schemes else None
     weighted = scheme_name not in (None, "uniform")
@@ -171,10 +213,15 @@ def make_objective(stage: Stage, settings: Settings, n_heads: int, *, total_step
         needs_scores=weighted and not joint,
         needs_outcomes=value_loss is not None or (weighted and stage.scorer == "critic"),
         draws=scheme_name in CONTROLS,
-        backbone=settings.critic.train if stage.trains == "values" else "full",
-        lora=settings.lora.record() if stage.trains == "values" and settings.critic.train == "lora" else None,
+        part=part,
+        lora=settings.lora.record() if part == "lora" else None,
         seed=settings.runtime.seed,
     )
+
+
+def trained_part(stage: Stage, train: str | None) -> str:
+    """What of the model is trained: ``training.train``, or the stage's own."""
+    return train or ("head" if stage.trains == "values" else "full")
 
 
 def chosen_scheme(stage: Stage, weighting: WeightingSettings) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +19,6 @@ from wmtp_jax.errors import UserError
 from wmtp_jax.models import store
 from wmtp_jax.models.attention import choose_kernel
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.models.lora import ADAPTER
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
 from wmtp_jax.training.objective import Objective
@@ -152,17 +150,15 @@ def make_program(
     *,
     total_steps: int,
     rows_per_step: int,
-    adapter_shapes: Callable[[Any], Any] | None = None,
     frozen: ModelConfig | None = None,
 ) -> Program:
-    """The functions of a run; see `Program`. ``adapter_shapes`` gives those of the adapters from the parameters'.
+    """The functions of a run; see `Program`.
 
     Raises:
       UserError: a setting does not fit the mesh's devices.
     """
     graphdef, shapes = store.build(config, **model_options(settings, config, mesh))
-    if adapter_shapes is not None:
-        shapes = {**shapes, ADAPTER: adapter_shapes(shapes)}
+    shapes = objective.trained_form(shapes)
     rate = learning_rate_schedule(settings.training, total_steps)
     optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
     _check_offload(settings, mesh)

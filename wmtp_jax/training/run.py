@@ -31,7 +31,7 @@ from wmtp_jax.data.store import data_fingerprint, open_split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import check_name
-from wmtp_jax.load import ModelSource, split_step
+from wmtp_jax.load import ModelSource, model_fingerprint, split_step
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.distributed import is_first, process_id
@@ -46,8 +46,7 @@ from wmtp_jax.training.inputs import (
     open_scores,
     scorer_path,
 )
-from wmtp_jax.training.objective import Objective, make_objective
-from wmtp_jax.training.scoring import model_fingerprint
+from wmtp_jax.training.objective import Objective, make_objective, trained_part
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.training.tracking import MLFLOW_FILE
 
@@ -370,7 +369,7 @@ def _check_same_run(run: Run) -> None:
     directory = run.directory
     try:
         before = {
-            **flatten(_with_defaults(yaml.safe_load((directory / SETTINGS_FILE).read_text()))),
+            **flatten(_with_defaults(yaml.safe_load((directory / SETTINGS_FILE).read_text()), run.stage)),
             **_identity(json.loads((directory / RUN_FILE).read_text())),
         }
     except (ValueError, AttributeError, yaml.YAMLError) as error:
@@ -382,6 +381,8 @@ def _check_same_run(run: Run) -> None:
         **flatten(yaml.safe_load(as_yaml(run.settings))),
         **_identity(_record(run)),
     }
+    for settings in (before, now):
+        settings["training.train"] = trained_part(run.stage, settings.get("training.train"))
     names = [name for name in {**before, **now} if not name.startswith(_FREE)]
     different = [name for name in names if before.get(name) != now.get(name)]
     if different:
@@ -393,8 +394,16 @@ def _check_same_run(run: Run) -> None:
         )
 
 
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(values: dict[str, Any], stage: Stage) -> dict[str, Any]:
     """Settings that a run wrote, perhaps before some of today's existed: those have their defaults."""
+    critic = values.get("critic")
+    if isinstance(critic, dict) and "train" in critic:  # training.train took its place, which concerns every stage
+        train = critic["train"] if stage.trains == "values" else None
+        values = {
+            **values,
+            "critic": {name: value for name, value in critic.items() if name != "train"},
+            "training": {"train": train, **(values.get("training") or {})},
+        }
     try:
         return dict(yaml.safe_load(as_yaml(Settings.model_validate(values))))
     except ValidationError:  # one that no longer exists: it is compared as it stands
@@ -432,8 +441,8 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_run_files(run: Run) -> None:
-    """Makes the run directory, with all that is not a checkpoint.
+def write_run_files(run: Run, base: store.Base | None) -> None:
+    """Makes the run directory, with all that is not a checkpoint; ``base`` holds the weights that are in none.
 
     Raises:
       UserError: it cannot be written.
@@ -456,12 +465,19 @@ def write_run_files(run: Run) -> None:
         origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
         facts: dict[str, Any] = {"start": origin, "stage": run.stage.name}
         if run.stage.trains == "values":
-            facts["trained"] = run.settings.critic.train
+            facts["trained"] = run.objective.part
             facts["backbone"] = model_fingerprint(run.source) if run.source else None
         if run.scorer:
             facts[str(run.stage.scorer)] = str(run.scorer.directory)
         if run.source:
             facts["start_source"] = run.source.description.source
-        store.write_description(directory, run.config, facts, run.objective.lora)
+        store.write_description(directory, run.config, facts, run.objective.lora, base)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error
+
+
+def rename_base(directory: Path, base: store.Base) -> None:
+    """Writes where the base of a run is now, if that is another place than before."""
+    found = store.read_description(directory)
+    if found.base != base:
+        store.write_description(directory, found.config, found.source, found.adapter, base)

@@ -6,7 +6,6 @@ They are the same in every epoch. ``python -m wmtp_jax.score`` computes them onc
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from wmtp_jax.load import ModelSource
 from wmtp_jax.losses.cross_entropy import token_cross_entropy
 from wmtp_jax.losses.documents import before
 from wmtp_jax.losses.mtp import mtp_targets
-from wmtp_jax.models import store
 from wmtp_jax.models.mtp import MTPTransformer
 
 if TYPE_CHECKING:
@@ -65,24 +63,6 @@ def check_scorer(source: ModelSource, kind: str, setting: str) -> None:
         )
     if kind == "reference" and not source.config.n_future_tokens:
         raise UserError(f"{setting}: {source.directory} gives values, not tokens; a reference predicts tokens")
-
-
-def model_fingerprint(source: ModelSource) -> str:
-    """SHA-256 over a model's description and weights as they are on the disk."""
-    description = [_not_default(record) for record in (source.config, source.adapter) if record is not None]
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    folders = [source.directory / name for name in (store.PARAMS_FOLDER, store.ADAPTER_FOLDER)]
-    files = [path for folder in folders for path in folder.rglob("*")] if not source.foreign else source.foreign.files
-    for path in sorted(path for path in files if path.is_file()):
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _not_default(record: Any) -> dict[str, Any]:
-    """The fields of a description that say something: one that is added later, at its default, changes nothing."""
-    values = dataclasses.asdict(record)
-    return {f.name: values[f.name] for f in dataclasses.fields(record) if getattr(record, f.name) != f.default}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

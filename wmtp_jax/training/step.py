@@ -79,7 +79,8 @@ def make_train_step(
 
     The rows' arrays are (A, B, S): A micro-batches whose numerators and gradients are summed. Denominators and
     weights are those of the whole batch, known before the first gradient, so the result equals that of one batch
-    of A x B rows. Where weights depend on what the model says and A > 1, one more forward pass finds them.
+    of A x B rows. Where weights depend on what the model says, and A > 1 or adapters have dropout, one more forward
+    pass (without dropout) finds them.
 
     An update whose loss or gradient is not finite changes nothing but the counts of skipped updates.
     """
@@ -103,7 +104,7 @@ def make_train_step(
     ) -> tuple[Array, Any]:
         """Loss of a micro-batch (its share of the whole), sums for the metrics, and what was weighed."""
         key, gae_lambda, noise_BSn = at
-        model = objective.model(graphdef, join_params(trained, kept))
+        model = objective.model(graphdef, join_params(trained, kept), key)
         ce_BSn, values_BS, noisy_BS = objective.forward(model, rows, key)
         loss, sums = jnp.zeros(()), {}
         if objective.n_heads:
@@ -136,7 +137,7 @@ def make_train_step(
             shape = (n_micro * rows.tokens.shape[1], rows.tokens.shape[2], objective.n_heads)
             noise = jax.random.uniform(key, shape).reshape(n_micro, -1, *shape[1:])
         weighed = None
-        if objective.n_heads and (n_micro > 1 or not objective.reads_model):
+        if objective.n_heads and (n_micro > 1 or objective.drops or not objective.reads_model):
             said: tuple[Any, Any] = None, None
             if objective.reads_model:
                 said = _all_micro(lambda r: objective.forward(objective.model(graphdef, state.params), r)[:2], rows)
@@ -178,17 +179,17 @@ def make_train_step(
             near, grads = jax.lax.optimization_barrier((state.opt_state, grads))
             state = state._replace(opt_state=jax.device_put(near, offload[0]))
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        params = join_params(optax.apply_updates(trained, updates), kept)
+        params = optax.apply_updates(trained, updates)
         whitening = state.whitening if weighed is None else weighed[1]
         done = TrainState(state.step, params, opt_state, whitening, state.skipped, jnp.zeros((), jnp.int32))
-        skipped = state._replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+        skipped = state._replace(params=trained, skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         # A score or a statistic that is not finite may leave the loss finite: a target is not chosen, a weight clipped.
         finite &= jnp.isfinite(whitening.mean) & jnp.isfinite(whitening.std)
         if objective.needs_scores:
             finite &= jnp.all(jnp.isfinite(rows.scores) | (rows.segment_ids == 0))
         after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), done, skipped)
-        after = after._replace(step=state.step + 1)
+        after = after._replace(step=state.step + 1, params=join_params(after.params, kept))
         if offload:
             after = after._replace(opt_state=jax.device_put(after.opt_state, offload[1]))
         metrics = {
