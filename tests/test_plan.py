@@ -147,13 +147,13 @@ HloModule step
   %call = bf16[8,4]{1,0} custom-call(%x), custom_call_target="__cudnn$fmhaSoftmax"
 }
 
-%condition (p: (s32[], bf16[8,4])) -> pred[] {
+%test (p: (s32[], bf16[8,4])) -> pred[] {
   %p.1 = (s32[], bf16[8,4]{1,0}) parameter(0)
 }
 
 ENTRY %main (a: bf16[8,4]) -> f32[3] {
   %a = bf16[8,4]{1,0} parameter(0)
-  %w = (s32[], bf16[8,4]{1,0}) while(%a), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %w = (s32[], bf16[8,4]{1,0}) while(%a), body=%body, condition=%test, backend_config={"known_trip_count":{"n":"5"}}
   %sum = f32[3]{0} constant({1, 2, 3})
   ROOT %ar = f32[3]{0} all-reduce(%sum), to_apply=%add
 }

@@ -25,7 +25,7 @@ from wmtp_jax.training.program import Program, make_program
 from wmtp_jax.training.run import Schedule, check_mesh, describe_model, plan_schedule, resolve_mesh
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.training.step import split_params
-from wmtp_jax.training.throughput import forward_flops
+from wmtp_jax.training.throughput import forward_flops, update_flops
 
 RESERVE = 0.1  # of a card's memory: what NCCL, cuDNN and fragmentation take is not in a program's figures
 
@@ -201,8 +201,7 @@ def _flops(program: Program, schedule: Schedule) -> dict[str, float]:
     objective, training = program.objective, program.settings.training
     lengths = np.full(schedule.rows_per_step, program.settings.dataset.max_length)
     forward = forward_flops(program.config, lengths, objective.n_heads)
-    everything = sum(forward.values())
-    model = everything * (1 if objective.part == "head" else 3)
+    model = update_flops(forward, backward=objective.part != "head", frozen=objective.frozen)
     executed = model + forward["logits"]  # never kept, made again in the backward pass
     if objective.part != "head" and training.remat != "none":
         executed += forward["heads"] + forward["head attention"]
@@ -211,7 +210,7 @@ def _flops(program: Program, schedule: Schedule) -> dict[str, float]:
         if training.remat == "full":
             executed += forward["trunk attention"]
     if objective.reads_model and training.gradient_accumulation_steps > 1:
-        executed += everything
+        executed += sum(forward.values())
     if program.frozen is not None:
         n_heads = 1 if program.stage.scorer == "reference" else 0
         executed += sum(forward_flops(program.frozen, lengths, n_heads).values())

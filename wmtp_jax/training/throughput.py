@@ -31,22 +31,29 @@ def forward_flops(config: ModelConfig, lengths: np.ndarray, n_heads: int) -> dic
     }
 
 
-def model_flops(
-    config: ModelConfig, segment_ids: np.ndarray, *, n_heads: int, backward: bool = True, frozen: bool = False
-) -> float:
-    """Operations that one update needs: a forward pass, and twice as many for the backward pass through the blocks.
+def update_flops(forward: dict[str, float], *, backward: bool = True, frozen: bool = False) -> float:
+    """Operations that one update needs, from those of its forward pass (`forward_flops`).
 
-    Where the weights are ``frozen`` (beside adapters, which do not count) the backward pass needs as many for them.
-    Padding and recomputation do not count, so the share of the peak that is reached says what is left to win.
-    The documents are those of ``segment_ids`` (..., S); ``n_heads`` prediction heads are computed.
+    The backward pass through the blocks needs twice as many; where the weights are ``frozen`` (beside adapters, which
+    do not count), as many for them.
     """
-    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids.reshape(-1, segment_ids.shape[-1])])
-    parts = forward_flops(config, lengths, n_heads)
-    of_weights = sum(flops for part, flops in parts.items() if "attention" not in part)
-    of_attention = sum(parts.values()) - of_weights
+    of_attention = forward["trunk attention"] + forward["head attention"]
+    of_weights = sum(forward.values()) - of_attention
     if not backward:
         return of_weights + of_attention
     return (2.0 if frozen else 3.0) * of_weights + 3.0 * of_attention
+
+
+def model_flops(
+    config: ModelConfig, segment_ids: np.ndarray, *, n_heads: int, backward: bool = True, frozen: bool = False
+) -> float:
+    """Operations that one update of the documents of ``segment_ids`` (..., S) needs; see `update_flops`.
+
+    Padding and recomputation do not count, so the share of the peak that is reached says what is left to win.
+    ``n_heads`` prediction heads are computed.
+    """
+    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids.reshape(-1, segment_ids.shape[-1])])
+    return update_flops(forward_flops(config, lengths, n_heads), backward=backward, frozen=frozen)
 
 
 def matmul_peak(dtype: DTypeLike) -> float:
