@@ -1,0 +1,96 @@
+"""Attention kernels on packed rows and on rows of one document: time and memory, forward and backward.
+
+``python -m benchmarks.attention [--rows 4] [--length 2048] [--heads 32] [--json] [--record]``. Every kernel that the
+device has is timed beside XLA's, which holds all scores. On a CPU there is XLA's alone: with documents as a mask beside
+the plain causal form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.record import RESULTS, record
+from wmtp_jax.console import out, print_json, table
+from wmtp_jax.errors import run_command
+from wmtp_jax.models.attention import KERNELS, attend, choose_kernel, documents
+
+TITLE = "Attention"
+WIDTH = 128
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__)
+    parser.add_argument("--rows", type=int, default=4, help="default: 4")
+    parser.add_argument("--length", type=int, default=2048, help="tokens in a row (default: 2048)")
+    parser.add_argument("--heads", type=int, default=32, help=f"of width {WIDTH} (default: 32)")
+    parser.add_argument("--repeats", type=int, default=10, help="times that each is run (default: 10)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
+    args = parser.parse_args(argv)
+    figures = _measure(args)
+    rows = [[name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"] for name, value in figures.items()]
+    if args.json:
+        print_json(figures)
+    else:
+        out.print(table(TITLE, ["", ""], rows))
+    if args.record:
+        sizes = f"--rows {args.rows} --length {args.length} --heads {args.heads}"
+        record(TITLE, f"python -m benchmarks.attention {sizes} --record", rows)
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> dict[str, float]:
+    platform = jax.devices()[0].platform
+    dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
+    rng = np.random.default_rng(0)
+    shape = (args.rows, args.length, args.heads, WIDTH)
+    q, k, v, cotangent = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(4))
+    parts = np.sort(rng.integers(1, args.length, (args.rows, 5)), axis=1)  # six documents a row
+    segments = jnp.asarray(1 + np.sum(np.arange(args.length)[:, None] >= parts[:, None], axis=-1), jnp.int32)
+    programs: dict[str, Any] = {}
+    for packed in (False, True):
+        for kernel in KERNELS:
+            try:
+                choose_kernel(
+                    kernel, platform, dtype=dtype, head_width=WIDTH, length=args.length, one_document=not packed
+                )
+            except ValueError:
+                continue
+
+            def both(q: Any, k: Any, v: Any, cotangent: Any, kernel: str = kernel, packed: bool = packed) -> Any:
+                where = documents(segments if packed else None, kernel)
+                result, pull = jax.vjp(lambda q, k, v: attend(q, k, v, where, kernel), q, k, v)
+                return result, *pull(cotangent)
+
+            name = f"{kernel}_{'packed' if packed else 'one_document'}"
+            programs[name] = jax.jit(both).lower(q, k, v, cotangent).compile()
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(args.repeats + 1):  # in turn; the first round warms up
+        for name, run in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run(q, k, v, cotangent))
+            times[name].append(time.perf_counter() - start)
+    figures: dict[str, float] = {}
+    for name, run in programs.items():
+        figures[f"{name}_milliseconds"] = 1e3 * statistics.median(times[name][1:])
+        figures[f"{name}_temporaries_mib"] = run.memory_analysis().temp_size_in_bytes / 2**20
+    for name in programs:
+        naive = f"xla_{name.partition('_')[2]}"
+        if name != naive:
+            ratio = figures[f"{name}_milliseconds"] / figures[f"{naive}_milliseconds"]
+            figures[f"{name}_over_xla_time"] = ratio
+    figures["xla_one_document_over_packed_time"] = (
+        figures["xla_one_document_milliseconds"] / figures["xla_packed_milliseconds"]
+    )
+    return figures
+
+
+if __name__ == "__main__":
+    run_command(main)
