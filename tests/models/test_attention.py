@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wmtp_jax.models import attention
-from wmtp_jax.models.attention import attend, choose_kernel, documents
+from wmtp_jax.models.attention import attend, choose_kernel, documents, keeps_attention
 from wmtp_jax.parallel.mesh import make_mesh
 
 GPU = {"dtype": jnp.bfloat16, "head_width": 128, "length": 2048, "one_document": True}
@@ -42,6 +42,25 @@ def test_pallas_equals_xla_inside_documents(monkeypatch, mesh):
             )(q, k, v)
     for ours, theirs in zip(results["pallas"], results["xla"], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_kept_kernel_does_not_run_again(monkeypatch):
+    """Under ``remat: attention`` its own sums are kept: forward once, then the two kernels of the backward pass."""
+    q, _, _, segments = example(K=4)
+    kernel = attention._pallas
+    monkeypatch.setattr(attention, "_pallas", lambda *args: kernel(*args, interpret=True))
+
+    def calls(policy):
+        def block(x):
+            return attend(x * 1.5, x, x, documents(segments, "pallas"), "pallas")
+
+        def total(x):
+            return jnp.sin(jax.checkpoint(block, policy=policy)(x)).sum()
+
+        with jax.set_mesh(make_mesh((4, 1, 1))):
+            return str(jax.make_jaxpr(jax.grad(total))(q)).count("name=mha_forward")
+
+    assert calls(keeps_attention) < calls(jax.checkpoint_policies.nothing_saveable)
 
 
 def test_a_row_that_is_one_document_needs_no_numbers():

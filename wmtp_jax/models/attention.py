@@ -89,7 +89,8 @@ def keeps_attention(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """
     if primitive.name == "name":
         return bool(parameters["name"] == OUTPUT)
-    return primitive.name == "pallas_call" or primitive.name.startswith("dot_product_attention_fwd")
+    # The Triton kernel's forward rule calls the kernel in the wrapping of its derivative; a block has no other.
+    return primitive.name == "custom_vjp_call" or primitive.name.startswith("dot_product_attention_fwd")
 
 
 def choose_kernel(

@@ -18,6 +18,7 @@ from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.cards import Card, compile_only_mesh, without_messages
 from wmtp_jax.parallel.compiled import collectives, kernel_calls
 from wmtp_jax.parallel.mesh import make_mesh
+from wmtp_jax.parallel.sharding import TENSOR_AXIS
 from wmtp_jax.settings_file import load_settings, production_preset
 from wmtp_jax.training.inputs import scorer_path
 from wmtp_jax.training.objective import make_objective
@@ -111,7 +112,7 @@ def measure(
         "collectives": [c._asdict() for c in traffic],
         "collective_bytes": sum(c.bytes for c in traffic),
         "kernels": dict(kernel_calls(text)),
-        "holds_attention_scores": _holds_scores(text, settings.dataset.max_length),
+        "holds_attention_scores": _holds_scores(text, program),
         "assumed_efficiency": efficiency,
         "step_seconds": seconds,
         "tokens_per_second": schedule.tokens_per_step / seconds,
@@ -181,9 +182,12 @@ def _peak(memory: Any) -> int:
     )
 
 
-def _holds_scores(text: str, length: int) -> bool:
-    """Whether the program has an array of attention scores, (..., S, S)."""
-    return re.search(rf"\b(?:bf16|f16|f32)\[(?:\d+,)*{length},{length}\]", text) is not None
+def _holds_scores(text: str, program: Program) -> bool:
+    """Whether the program has an array of attention scores: (S, S) for each row and attention head of a device."""
+    length, mesh = program.settings.dataset.max_length, program.mesh.shape
+    scores = program.settings.training.batch_size * program.config.n_heads // mesh[TENSOR_AXIS]
+    shapes = re.findall(rf"\b(?:bf16|f16|f32)\[((?:\d+,)+){length},{length}\]", text)
+    return any(math.prod(int(size) for size in leading.split(",") if size) == scores for leading in shapes)
 
 
 def _bytes_per_device(tree: Any) -> int:
