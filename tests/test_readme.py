@@ -26,10 +26,10 @@ def commands(readme: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("make ")]
 
 
-@pytest.mark.parametrize("pair", [READMES, GUIDES], ids=lambda pair: pair[0])
-def test_both_languages_give_the_same_commands(pair: tuple[str, str]):
+@pytest.mark.parametrize(("pair", "least"), [(READMES, 4), (GUIDES, 4), (SCALING, 1)], ids=lambda value: str(value))
+def test_both_languages_give_the_same_commands(pair: tuple[str, str], least: int):
     assert commands(pair[0]) == commands(pair[1])
-    assert len(commands(pair[0])) >= 4
+    assert len(commands(pair[0])) >= least
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "schema", "bench", "clean"])
@@ -68,6 +68,11 @@ def run_commands(document: str, tmp_path: Path, check: str) -> None:
 
 def test_guide_commands_run_as_written(tmp_path: Path):
     run_commands(GUIDES[0], tmp_path, "assert values.shape == (1, 4) and rewards.shape == (1,)")
+
+
+def test_commands_of_the_scaling_guide_run_as_written(tmp_path: Path):
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    run_commands(SCALING[0], tmp_path, "")
 
 
 def test_readme_commands_run_as_written(tmp_path: Path):
