@@ -208,7 +208,7 @@ def holds_params(source: ModelSource) -> bool:
 def load_backbone(base: ModelSource, config: ModelConfig, param_dtype: DTypeLike, mesh: Mesh) -> Any:
     """The parameters of a model, as one of the architecture ``config`` holds them that was made from it.
 
-    Their type is ``param_dtype``, but for a value head, which is float32. They are the same, but for a critic on a
+    Their type is ``param_dtype`` (a value head's float32). They are the same, but for a critic on a
     next-token model: that one's only head is the last block of its trunk. A value head that ``config`` has and
     ``base`` has not is not there.
 
@@ -216,9 +216,6 @@ def load_backbone(base: ModelSource, config: ModelConfig, param_dtype: DTypeLike
       UserError: as `load_params`.
     """
     _, shapes = store.build(base.config, param_dtype=param_dtype)
-    if "value_head" in shapes:  # small, computed in float32, and perhaps trained
-        head = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes["value_head"])
-        shapes = {**shapes, "value_head": head}
     params = load_params(base, shapes, mesh)
     if not joins_trunk(base, config):
         return params

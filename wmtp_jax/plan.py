@@ -31,9 +31,8 @@ Compiling for a GPU needs the CUDA plugin, no driver and no GPU: pip install '.[
 --estimate, the step is compiled for this machine's CPU, whose temporaries and traffic are only a rough guide."""
 
 EFFICIENCY = 0.5  # of the peak, where no measurement says better
-# Levers that make a step smaller, those that cost least time first.
-REMAT = ("none", "dots", "attention", "full")
 GIB = 2**30
+LEVERS = {"offload_optimizer": True, "moments_dtype": "bfloat16"}  # tried last: what they cost is not reckoned
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,6 +73,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.stage is None and args.record is None:
         parser.error("the following arguments are required: --stage")
+    if args.record and (args.stage or args.config):
+        parser.error("--record plans the production preset of every stage: leave --stage and --config out")
+    if args.record and not args.record.absolute().parent.is_dir():
+        raise UserError(f"--record {args.record}: there is no folder {args.record.parent}")
     if not 0 < args.efficiency <= 1:
         raise UserError(f"--efficiency {args.efficiency}: it is a share of the peak, above 0 and at most 1")
     if args.devices < 1:
@@ -89,7 +92,7 @@ def _prepare_jax(args: argparse.Namespace) -> None:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     import jax
 
-    from wmtp_jax.parallel.cards import CARDS, without_messages
+    from wmtp_jax.planning.cards import CARDS, without_messages
 
     if args.device not in CARDS:
         raise UserError(f"--device {args.device}: unknown; there is {', '.join(CARDS)}")
@@ -123,10 +126,10 @@ def _load(name: str, args: argparse.Namespace) -> tuple[Stage, Settings]:
 
 
 def _measure(stage: Stage, settings: Settings, args: argparse.Namespace) -> dict[str, Any]:
-    from wmtp_jax.parallel.cards import CARDS
-    from wmtp_jax.training.footprint import measure
+    from wmtp_jax.planning.cards import CARDS
+    from wmtp_jax.planning.footprint import read_footprint
 
-    return measure(
+    return read_footprint(
         stage,
         settings,
         CARDS[args.device],
@@ -139,20 +142,24 @@ def _measure(stage: Stage, settings: Settings, args: argparse.Namespace) -> dict
 
 def _suggest(stage: Stage, settings: Settings, args: argparse.Namespace) -> str:
     """The change that costs least and lets the step fit, or what was tried."""
-    training = settings.training
-    heavier = REMAT[REMAT.index(training.remat) + 1 :]
+    from wmtp_jax.models.mtp import REMAT
+
+    training, remats = settings.training, list(REMAT)
+    heavier = remats[remats.index(training.remat) + 1 :]
     trials: list[dict[str, Any]] = [{"remat": remat} for remat in heavier]
     least: dict[str, Any] = {"remat": "full"} if heavier else {}
     size, accumulation = training.batch_size, training.gradient_accumulation_steps
-    while size % 2 == 0:
+    rows_of_a_pair = 2 if stage.trains == "values" and settings.critic.loss_type == "pairwise" else 1
+    while size % (2 * rows_of_a_pair) == 0:
         size, accumulation = size // 2, accumulation * 2
         trials.append({**least, "batch_size": size, "gradient_accumulation_steps": accumulation})
-    trials.append({**trials[-1], "moments_dtype": "bfloat16"} if trials else {"moments_dtype": "bfloat16"})
+    smallest_rows = trials[-1] if trials else {}
+    trials += [{**smallest_rows, lever: value} for lever, value in LEVERS.items() if getattr(training, lever) != value]
     smallest = math.inf
     for changes in trials:
-        training = settings.training.model_copy(update=changes)
-        figures = _measure(stage, settings.model_copy(update={"training": training}), args)
-        named = ", ".join(f"training.{name}={value}" for name, value in changes.items())
+        changed = training.model_copy(update=changes)
+        figures = _measure(stage, settings.model_copy(update={"training": changed}), args)
+        named = ", ".join(f"training.{name}={json.dumps(value).strip(chr(34))}" for name, value in changes.items())
         size_text = f"{figures['peak_bytes_per_device'] / GIB:.1f} GiB"
         if figures["fits"]:
             return f"set {named}: {size_text}"
@@ -160,7 +167,7 @@ def _suggest(stage: Stage, settings: Settings, args: argparse.Namespace) -> str:
         smallest = min(smallest, figures["peak_bytes_per_device"])
     return (
         f"nothing tried fits (the least was {smallest / GIB:.1f} GiB): take more devices (--devices with a larger "
-        "runtime.mesh.fsdp), larger cards, or a smaller model"
+        "runtime.mesh.fsdp), larger cards, training.train=lora, or a smaller model"
     )
 
 
@@ -198,6 +205,12 @@ def _show(figures: dict[str, Any], args: argparse.Namespace) -> None:
     out.print(f"{fits}: {figures['spare_fraction']:.0%} of the memory to spare", highlight=False)
     if "suggestion" in figures:
         out.print(figures["suggestion"], highlight=False, soft_wrap=True)
+    from wmtp_jax.planning.cards import DEVICES_A_HOST
+
+    if figures["devices"] > DEVICES_A_HOST:
+        out.print(
+            f"more than {DEVICES_A_HOST} cards: the network between hosts is slower than NVLink, and not reckoned"
+        )
     if args.estimate:
         out.print("[yellow]an estimate[/]: compiled for CPU devices, whose temporaries and traffic differ from a GPU's")
 

@@ -226,11 +226,13 @@ class _Scorer:
         from wmtp_jax.load import load_params
         from wmtp_jax.models import store
         from wmtp_jax.parallel.sharding import batch_sharding
+        from wmtp_jax.training.program import attention_options
         from wmtp_jax.training.scoring import make_scorer
 
-        graphdef, shapes = store.build(source.config, dtype=args.dtype, param_dtype=args.param_dtype)
+        attention = attention_options(source.config, mesh, dtype=args.dtype, length=max_length, packed=True)
+        graphdef, shapes = store.build(source.config, dtype=args.dtype, param_dtype=args.param_dtype, **attention)
         self._params = load_params(source, shapes, mesh)
-        self._sharding = batch_sharding(mesh)
+        self._mesh, self._sharding = mesh, batch_sharding(mesh)
         self._score = jax.jit(make_scorer(graphdef, kind))
         self._rows = args.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
         self._max_length, self._tokenizer, self._vocab_size = max_length, tokenizer, source.config.vocab_size
@@ -257,7 +259,8 @@ class _Scorer:
         at = 0
         for batch in validation_batches(len(rows.tokens), self._rows):
             on_device = (place_rows(field, batch, self._sharding) for field in (rows.tokens, rows.segment_ids))
-            scores = jax.device_get(self._score(self._params, *on_device))
+            with jax.set_mesh(self._mesh):
+                scores = jax.device_get(self._score(self._params, *on_device))
             for row, of_row in zip(scores, placement[at : at + self._rows], strict=False):
                 start = 0
                 for i in of_row:

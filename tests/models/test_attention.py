@@ -94,7 +94,8 @@ def test_auto_takes_the_best_there_is(platform, changes, kernel):
         ("cudnn", "cpu", {}, "needs an NVIDIA GPU, and the devices are cpu"),
         ("cudnn", "cuda", {"dtype": jnp.float32}, "16-bit types, not in float32"),
         ("cudnn", "cuda", {"head_width": 160}, "at most 128 and a multiple of 8, not 160"),
-        ("pallas", "cuda", {"length": 2000}, "a multiple of 128 tokens, not 2000"),
+        ("pallas", "cuda", {"length": 2000}, r"a multiple of 128 tokens \(or 16, 32, 64\), not 2000"),
+        ("pallas", "cuda", {"length": 96}, "not 96"),
     ],
 )
 def test_a_kernel_that_does_not_do_it_is_refused(wanted, platform, changes, message):

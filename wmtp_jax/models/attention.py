@@ -17,7 +17,7 @@ from wmtp_jax.parallel.sharding import BATCH_AXES, TENSOR_AXIS, axis_size, map_s
 KERNELS = ("xla", "cudnn", "pallas")
 OUTPUT = "attention_output"  # what `jax.checkpoint` may keep of a block
 
-_PALLAS_BLOCK = 128  # positions; a longer row must be a multiple
+_PALLAS_BLOCK, _PALLAS_LEAST = 128, 16  # positions
 
 
 class Documents(NamedTuple):
@@ -119,8 +119,9 @@ def choose_kernel(
         obstacles["cudnn"] = (
             obstacles["cudnn"] or f"its head width is at most 128 and a multiple of 8, not {head_width}"
         )
-    if on_gpu and length > _PALLAS_BLOCK and length % _PALLAS_BLOCK:
-        obstacles["pallas"] = f"a row must be a multiple of {_PALLAS_BLOCK} tokens, not {length}"
+    power_of_two = length & (length - 1) == 0 and length >= _PALLAS_LEAST
+    if on_gpu and length % _PALLAS_BLOCK and not power_of_two:
+        obstacles["pallas"] = f"a row must be a multiple of {_PALLAS_BLOCK} tokens (or 16, 32, 64), not {length}"
     if wanted != "auto":
         if obstacles[wanted]:
             raise ValueError(f"attention kernel {wanted}: {obstacles[wanted]}")

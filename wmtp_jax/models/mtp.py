@@ -38,7 +38,7 @@ class MTPTransformer(nnx.Module):
       config: the architecture.
       rngs: seeds of the random weights.
       dtype: of the computation (matrix products); norms, softmax and logits are float32.
-      param_dtype: of the weights.
+      param_dtype: of the weights; those of the value head are float32, as what it computes.
       remat: what the backward pass computes again instead of keeping it: ``none``; ``dots``, all but products with
         weights and attention; ``attention``, all but attention; ``full``, each block. Unless it is ``none`` the head
         blocks are computed again whole, one at a time, so that the activations of one exist and not of n.
@@ -78,9 +78,7 @@ class MTPTransformer(nnx.Module):
         self.norm = nnx.RMSNorm(config.dim, epsilon=config.norm_eps, rngs=rngs, **dtypes)
         has_output = config.n_future_tokens > 0 and not config.tie_embeddings
         self.output = linear(config.dim, config.vocab_size, rngs, **dtypes) if has_output else None
-        self.value_head = (
-            ValueHead(config.value_head, config.dim, rngs=rngs, param_dtype=param_dtype) if config.value_head else None
-        )
+        self.value_head = ValueHead(config.value_head, config.dim, rngs=rngs) if config.value_head else None
 
     def __call__(self, tokens_BS: Array, segment_ids_BS: Array | None = None, n_heads: int | None = None) -> Array:
         """Logits (B, S, n, V) float32.

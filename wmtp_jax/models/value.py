@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 
 class ValueHead(nnx.Module):
@@ -20,12 +19,11 @@ class ValueHead(nnx.Module):
       kind: one of `VALUE_HEADS` of `wmtp_jax.models.config`.
       dim: D.
       rngs: seeds of the hidden layers of ``mlp``; the last layer starts at zero.
-      param_dtype: of the weights.
     """
 
-    def __init__(self, kind: str, dim: int, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
+    def __init__(self, kind: str, dim: int, *, rngs: nnx.Rngs):
         self.kind = kind
-        dtypes: dict[str, Any] = {"rngs": rngs, "dtype": jnp.float32, "param_dtype": param_dtype}
+        dtypes: dict[str, Any] = {"rngs": rngs, "dtype": jnp.float32, "param_dtype": jnp.float32}
         widths = [dim, max(dim // 4, 1), max(dim // 8, 1)] if kind == "mlp" else [dim]
         self.hidden1 = nnx.Linear(widths[0], widths[1], **dtypes) if kind == "mlp" else None
         self.hidden2 = nnx.Linear(widths[1], widths[2], **dtypes) if kind == "mlp" else None

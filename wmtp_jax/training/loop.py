@@ -140,6 +140,14 @@ class _Trainer:
             rows_per_step=run.schedule.rows_per_step,
             frozen=run.scorer.config if run.scorer and scores_batches else None,
         )
+        if run.objective.part == "full" and run.settings.model.param_dtype == "bfloat16":
+            err.print(
+                "[yellow]model.param_dtype is bfloat16 and all weights are trained:[/] a weight keeps 8 bits, so an "
+                "update below 1/512 of it is lost; with a small training.learning_rate that is most of them. "
+                "training.train=lora keeps what it trains in float32",
+                highlight=False,
+                soft_wrap=True,
+            )
         started = time.perf_counter()
         self.step = self.program.trace_step().lower().compile()
         self.eval_step = self.program.trace_eval().lower().compile()

@@ -122,6 +122,14 @@ class Objective:
         """Whether something is left out at random inside the adapters while they are trained."""
         return self.lora is not None and self.lora.dropout > 0
 
+    def weighs_first(self, n_micro: int) -> bool:
+        """Whether a forward pass of its own finds the weights, before the one that has gradients.
+
+        They are those of the whole batch, so ``n_micro`` micro-batches must all have been seen; and dropout inside
+        the adapters must not touch them.
+        """
+        return self.reads_model and (n_micro > 1 or self.drops)
+
     def model(self, graphdef: nnx.GraphDef[MTPTransformer], params: Any, key: Array | None = None) -> MTPTransformer:
         """The model with these parameters, adapters on its projections; their dropout by ``key``, None: none."""
         if self.lora is None:
@@ -133,14 +141,11 @@ class Objective:
     def trained_form(self, shapes: Any) -> Any:
         """The shapes of a model's parameters while they are trained.
 
-        Where the rest is frozen an adapter stands beside them, and the value head is float32.
+        With ``train: lora`` an adapter stands beside them.
 
         Raises:
           ValueError: a target of the adapter matches nothing.
         """
-        if self.part != "full" and self.value_loss is not None:
-            head = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes["value_head"])
-            shapes = {**shapes, "value_head": head}
         if self.lora is None:
             return shapes
         return {**shapes, ADAPTER: jax.eval_shape(partial(self.fresh_adapter, shapes))}

@@ -54,11 +54,15 @@ def make_optimizer(
         )
 
     adam = optax.scale_by_adam(b1=settings.adam_b1, b2=settings.adam_b2, eps=settings.adam_eps)
-    return optax.chain(
-        optax.clip_by_global_norm(settings.max_grad_norm),
+    adamw = optax.chain(
         _kept_in(adam, settings.moments_dtype),
         optax.add_decayed_weights(settings.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule),
+    )
+    return optax.chain(  # checkpoints hold a state of this form: a change of it makes runs begun before unreadable
+        optax.clip_by_global_norm(settings.max_grad_norm),
+        optax.identity(),
+        adamw,
         optax.stateless(head_scaled) if ratio != 1.0 else optax.identity(),
     )
 

@@ -191,25 +191,42 @@ def model_options(settings: Settings, config: ModelConfig, mesh: Mesh) -> dict[s
       UserError: the attention kernel does not run there.
     """
     model, dataset = settings.model, settings.dataset
-    try:
-        kernel = choose_kernel(
-            model.attention,
-            mesh.devices.flat[0].platform,
-            dtype=jnp.dtype(model.compute_dtype),
-            head_width=config.head_width,
-            length=dataset.max_length,
-            one_document=not dataset.packing,
-        )
-    except ValueError as error:
-        raise UserError(f"model.attention: {error}; `auto` takes one that does") from error
     return {
         "dtype": model.compute_dtype,
         "param_dtype": model.param_dtype,
         "remat": settings.training.remat,
         "unroll": settings.training.unroll_layers,
-        "attention": kernel,
-        "packed": dataset.packing,
+        **attention_options(
+            config,
+            mesh,
+            dtype=model.compute_dtype,
+            length=dataset.max_length,
+            packed=dataset.packing,
+            wanted=model.attention,
+        ),
     }
+
+
+def attention_options(
+    config: ModelConfig, mesh: Mesh, *, dtype: str, length: int, packed: bool, wanted: str = "auto"
+) -> dict[str, Any]:
+    """Options of `MTPTransformer` about attention, for rows of ``length`` tokens on these devices.
+
+    Raises:
+      UserError: the kernel that is ``wanted`` does not run there.
+    """
+    try:
+        kernel = choose_kernel(
+            wanted,
+            mesh.devices.flat[0].platform,
+            dtype=jnp.dtype(dtype),
+            head_width=config.head_width,
+            length=length,
+            one_document=not packed,
+        )
+    except ValueError as error:
+        raise UserError(f"model.attention: {error}; `auto` takes one that does") from error
+    return {"attention": kernel, "packed": packed}
 
 
 def _check_offload(settings: Settings, mesh: Mesh) -> None:

@@ -137,7 +137,7 @@ def make_train_step(
             shape = (n_micro * rows.tokens.shape[1], rows.tokens.shape[2], objective.n_heads)
             noise = jax.random.uniform(key, shape).reshape(n_micro, -1, *shape[1:])
         weighed = None
-        if objective.n_heads and (n_micro > 1 or objective.drops or not objective.reads_model):
+        if objective.n_heads and (objective.weighs_first(n_micro) or not objective.reads_model):
             said: tuple[Any, Any] = None, None
             if objective.reads_model:
                 said = _all_micro(lambda r: objective.forward(objective.model(graphdef, state.params), r)[:2], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import re
 from typing import Any
@@ -15,10 +16,10 @@ from wmtp_jax.console import err
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import find_model, split_step
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.parallel.cards import Card, compile_only_mesh, without_messages
-from wmtp_jax.parallel.compiled import collectives, kernel_calls
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import TENSOR_AXIS
+from wmtp_jax.planning.cards import Card, compile_only_mesh, without_messages
+from wmtp_jax.planning.compiled import collectives, kernel_calls
 from wmtp_jax.settings_file import load_settings, production_preset
 from wmtp_jax.training.inputs import scorer_path
 from wmtp_jax.training.objective import make_objective
@@ -31,7 +32,7 @@ from wmtp_jax.training.throughput import forward_flops, update_flops
 RESERVE = 0.1  # of a card's memory: what NCCL, cuDNN and fragmentation take is not in a program's figures
 
 
-def measure(
+def read_footprint(
     stage: Stage,
     settings: Settings,
     card: Card,
@@ -57,7 +58,10 @@ def measure(
     shape = resolve_mesh(settings, n_devices)
     check_mesh(settings, config, "model", n_devices)
     schedule = plan_schedule(settings, settings.data_sampling.n_samples, exact=False, n_devices=n_devices)
-    mesh = make_mesh(shape, n_devices) if estimate else compile_only_mesh(card, shape)
+    try:
+        mesh = make_mesh(shape, n_devices) if estimate else compile_only_mesh(card, shape)
+    except ValueError as error:
+        raise UserError(f"--devices: {error}") from error
     # Compiled as if the moments stayed on the card: a mesh without devices knows no memory of the host.
     training = settings.training.model_copy(update={"offload_optimizer": False})
     on_card = settings.model_copy(update={"training": training})
@@ -73,17 +77,24 @@ def measure(
         "optimizer": _bytes_per_device(state.opt_state),
         "frozen": _bytes_per_device(program.frozen_shapes()) if program.frozen else 0,
     }
-    step_peak = _peak(memory) + bytes_of["frozen"]
+    peaks = [_peak(memory) + bytes_of["frozen"]]
+    resident = memory.argument_size_in_bytes
     if settings.training.offload_optimizer:
-        update = memory.argument_size_in_bytes + 2 * bytes_of["gradients"]
-        step_peak = max(step_peak - bytes_of["optimizer"], update)
-    # The state lies there while the frozen model scores.
-    score_peak = memory.argument_size_in_bytes + _peak(scorer.memory_analysis()) if scorer else 0
-    peak = max(step_peak, score_peak)
+        # Away while the gradient is made; there, whole, while it is applied.
+        away = bytes_of["optimizer"]
+        peaks = [peaks[0] - away, resident + 2 * bytes_of["gradients"] + bytes_of["frozen"]]
+        resident -= away
+        bytes_of["optimizer"] = 0
+    if scorer:  # the state lies there while the frozen model, which is among its arguments, scores
+        peaks.append(resident + _peak(scorer.memory_analysis()))
+    peak = max(peaks)
     text = compiled.as_text()
-    traffic = collectives(text) + (collectives(scorer.as_text()) if scorer else [])
+    traffic = collectives(text, *([scorer.as_text()] if scorer else []))
     flops = _flops(program, schedule)
-    seconds = _step_seconds(card, flops["executed"], sum(c.bytes for c in traffic), shape, efficiency)
+    seconds = max(  # they overlap
+        flops["executed"] / schedule.devices / (card.flops * efficiency),
+        sum(c.sent for c in traffic) / (card.link * efficiency),
+    )
     hours = schedule.last_step * seconds / 3600 if schedule.last_step else None
     return {
         "stage": stage.name,
@@ -99,7 +110,7 @@ def measure(
         "batch_size": settings.training.batch_size,
         "parameters_bytes": bytes_of["parameters"],
         "gradients_bytes": bytes_of["gradients"],
-        "optimizer_bytes": bytes_of["optimizer"],
+        "optimizer_bytes": _bytes_per_device(state.opt_state),
         "frozen_bytes": bytes_of["frozen"],
         "activations_bytes": max(peak - sum(bytes_of.values()), 0),
         "peak_bytes_per_device": peak,
@@ -137,16 +148,16 @@ def _program(stage: Stage, settings: Settings, config: ModelConfig, schedule: Sc
         mesh,
         total_steps=total_steps,
         rows_per_step=schedule.rows_per_step,
-        frozen=_frozen(stage, settings, config) if scores_batches else None,
+        frozen=_frozen(stage, settings, config, schedule.devices) if scores_batches else None,
     )
 
 
-def _frozen(stage: Stage, settings: Settings, config: ModelConfig) -> ModelConfig:
+def _frozen(stage: Stage, settings: Settings, config: ModelConfig, n_devices: int) -> ModelConfig:
     """The architecture of the model that scores every batch: its own, or what is meant where it is not at hand."""
     path, setting = scorer_path(stage, settings)
     assert path is not None
     if split_step(path)[0].exists():
-        return find_model(path).config
+        return _checked(find_model(path).config, settings, setting, n_devices)
     if stage.scorer == "critic":
         assumed, kind = dataclasses.replace(config, value_head=settings.critic.value_head), "the policy's"
     else:
@@ -155,7 +166,12 @@ def _frozen(stage: Stage, settings: Settings, config: ModelConfig) -> ModelConfi
         if reference is not None and reference.vocab_size == config.vocab_size:
             assumed, kind = reference, "the reference preset's"
     err.print(f"{setting}: {path} is not at hand; taken to be of {kind} size", highlight=False, soft_wrap=True)
-    return assumed
+    return _checked(assumed, settings, setting, n_devices)
+
+
+def _checked(config: ModelConfig, settings: Settings, setting: str, n_devices: int) -> ModelConfig:
+    check_mesh(settings, config, setting, n_devices)
+    return config
 
 
 def _compile(traced: Any, estimate: bool) -> Any:
@@ -164,12 +180,17 @@ def _compile(traced: Any, estimate: bool) -> Any:
         with without_messages():
             return lowered.compile()
     except Exception as error:  # XLA raises one kind for all; a missing library is the one a user can mend
-        if "cudnn" in str(error).lower():
+        if "cudnn" in str(error).lower() and not _cudnn_is_there():
             raise UserError(
                 "cuDNN is missing, which this program's attention is made of: pip install '.[plan]', or plan with "
                 "--override model.attention=pallas"
             ) from error
         raise
+
+
+def _cudnn_is_there() -> bool:
+    packages = importlib.util.find_spec("nvidia")
+    return packages is not None and importlib.util.find_spec("nvidia.cudnn") is not None
 
 
 def _peak(memory: Any) -> int:
@@ -213,17 +234,9 @@ def _flops(program: Program, schedule: Schedule) -> dict[str, float]:
             executed += forward["trunk"]
         if training.remat == "full":
             executed += forward["trunk attention"]
-    if objective.reads_model and training.gradient_accumulation_steps > 1:
+    if objective.weighs_first(training.gradient_accumulation_steps):
         executed += sum(forward.values())
     if program.frozen is not None:
         n_heads = 1 if program.stage.scorer == "reference" else 0
         executed += sum(forward_flops(program.frozen, lengths, n_heads).values())
     return {"model": model, "executed": executed}
-
-
-def _step_seconds(card: Card, flops: float, traffic: int, shape: tuple[int, int, int], efficiency: float) -> float:
-    """The longer of computing and sending, which overlap: a step on cards that reach ``efficiency`` of their peak."""
-    n_devices = math.prod(shape)
-    computing = flops / n_devices / (card.flops * efficiency)
-    sending = traffic * (n_devices - 1) / n_devices / (card.link * efficiency)
-    return max(computing, sending)

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 
 from wmtp_jax.parallel.mesh import AXES
 
-_DEVICES_A_HOST = 8
+DEVICES_A_HOST = 8
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,14 @@ def compile_only_mesh(card: Card, shape: tuple[int, int, int]) -> Mesh:
     Needs the CUDA plugin of JAX (extra ``plan``), no driver.
 
     Raises:
-      RuntimeError: the plugin is not there or is not of jaxlib's version.
+      ValueError: more cards than one host has, but not whole hosts.
     """
     n_devices = math.prod(shape)
-    hosts = -(-n_devices // _DEVICES_A_HOST)
+    hosts = -(-n_devices // DEVICES_A_HOST)
+    if n_devices % hosts:
+        raise ValueError(
+            f"{n_devices} cards do not fill hosts of {DEVICES_A_HOST}; give a multiple of {DEVICES_A_HOST}"
+        )
     name = f"1x{hosts}x{n_devices // hosts}"  # partitions x hosts x devices
     with without_messages():
         described = topologies.get_topology_desc(name, platform="cuda", topology=name, target_config=card.target)

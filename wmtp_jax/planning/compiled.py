@@ -35,21 +35,24 @@ class Collective(NamedTuple):
       kind: one of `COLLECTIVES`.
       calls: how often it is called, loops included.
       bytes: of the whole arrays: what gathers give, what scatters and reductions take.
+      sent: bytes that each device sends at least, in a ring: (n - 1) / n of the array in a group of n devices, twice
+        that for an all-reduce (Patarasuk & Yuan 2009).
     """
 
     kind: str
     calls: int
     bytes: int
+    sent: int
 
 
-def collectives(text: str) -> list[Collective]:
-    """The traffic of a program by kind; a loop whose number of turns is not known counts once.
+def collectives(*texts: str) -> list[Collective]:
+    """The traffic of programs by kind; a loop whose number of turns is not known counts once.
 
     Args:
-      text: of ``compiled.as_text()``.
+      *texts: of ``compiled.as_text()``, of programs that run one after another.
     """
-    found: dict[str, list[int]] = {}
-    for instruction, shapes, times in _executed(text):
+    found: dict[str, list[float]] = {}
+    for instruction, shapes, times in (one for text in texts for one in _executed(text)):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
@@ -58,10 +61,25 @@ def collectives(text: str) -> list[Collective]:
         size = taken
         if kind == "all-gather":  # the asynchronous form gives its operands too
             size = _size(instruction.shape) - (taken if instruction.opcode.endswith("-start") else 0)
-        total = found.setdefault(kind, [0, 0])
+        group = _group_size(instruction.rest)
+        rounds = 2 if kind == "all-reduce" else 1
+        total = found.setdefault(kind, [0, 0, 0])
         total[0] += times
         total[1] += times * size
-    return [Collective(kind, *found[kind]) for kind in COLLECTIVES if kind in found]
+        total[2] += times * size * rounds * (group - 1) / group if kind != "collective-permute" else times * size
+    return [Collective(kind, *map(round, found[kind])) for kind in COLLECTIVES if kind in found]
+
+
+def _group_size(attributes: str) -> int:
+    """Devices that take part in one collective, as HLO writes its groups: three ways of saying the same."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(counted[1])
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return listed[1].count(",") + 1
+    return 1
 
 
 def kernel_calls(text: str) -> Counter[str]:
