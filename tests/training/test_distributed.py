@@ -29,7 +29,7 @@ from wmtp_jax.parallel.mesh import resolve_shape
 from wmtp_jax.processes import agreed
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.checkpoints import saved_steps
-from wmtp_jax.training.run import check_alike, check_shared
+from wmtp_jax.training.run_directory import check_alike, check_shared
 from wmtp_jax.training.tracking import read_metrics
 
 MESH = ("runtime.mesh={data: 2, fsdp: 2, tensor: 1}", "checkpoint.save_every_steps=3", "training.n_epochs=20")
@@ -202,9 +202,15 @@ def test_processes_must_do_the_same_in_the_same_folder(monkeypatch, tmp_path: Pa
     check_alike(run, [facts, facts])
     with pytest.raises(UserError, match=r"process 1 was .* another run .*\n  training.batch_size: 1 in process 0, 2 "):
         check_alike(run, [facts, {**facts, "training.batch_size": 2}])
+    # A curriculum, or an architecture, has names of its own: those of either process count.
+    curriculum = {"data_sampling.curriculum.bins": 4}
+    with pytest.raises(UserError, match=r"another run .*\n  data_sampling.curriculum.bins: 4 in process 0, None there"):
+        check_alike(run, [{**facts, **curriculum}, facts])
+    with pytest.raises(UserError, match=r"another run .*\n  data_sampling.curriculum.bins: None in process 0, 4 there"):
+        check_alike(run, [facts, {**facts, **curriculum}])
     with pytest.raises(UserError, match=r"process 0 sees the saved steps \[3\] there, process 1 \[\]; .* shared"):
         check_alike(run, [facts, {**facts, "saved steps": []}])
-    monkeypatch.setattr("wmtp_jax.training.run.is_first", lambda: False)
+    monkeypatch.setattr("wmtp_jax.training.run_directory.is_first", lambda: False)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(UserError, match="process 0 has made it, but process 0 does not see it"):
         check_shared(run)
