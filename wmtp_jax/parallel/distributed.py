@@ -79,17 +79,25 @@ def find_cluster() -> Cluster | None:
             return _cluster(where, kind.get_process_count(), kind.get_process_id(), f"the number in {name}", devices)
     if address:
         raise _missing(_COUNT)
-    # Ranks go with ranks and nodes with nodes: a node's number says nothing beside a count of GPUs.
-    for process, count in (("RANK", first("WORLD_SIZE")), ("NODE_RANK", first("NNODES", "NUM_NODES"))):
-        if environment.get("MASTER_ADDR") and environment.get(process) and count:
+    if not environment.get("MASTER_ADDR"):
+        return None
+    # Ranks go with ranks and nodes with nodes: the number of a node says nothing beside a count of GPUs.
+    pairs = (("RANK", first("WORLD_SIZE")), ("NODE_RANK", first("NNODES", "NUM_NODES")))
+    for process, count in pairs:
+        if environment.get(process) and count:
             if environment.get(_LOCAL_COUNT) and _number(_LOCAL_COUNT) > 1:
                 raise ValueError(
-                    f"{_LOCAL_COUNT} is {environment[_LOCAL_COUNT]}: a process a GPU, as torchrun starts them, and each "
-                    f"would take all GPUs of its host. Start one process a host, without torchrun (or with "
-                    f"--nproc-per-node=1), or set {_ADDRESS}, {_COUNT} and {_ID}"
+                    f"{_LOCAL_COUNT} is {environment[_LOCAL_COUNT]}: torchrun starts a process a GPU, and each would "
+                    "take all GPUs of its host. Start one process a host: without torchrun, or with --nproc-per-node=1"
                 )
             where = f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT') or _TORCH_PORT}"
             return _cluster(where, _number(count), _number(process), process)
+    rank, counted = first("RANK", "NODE_RANK"), first("WORLD_SIZE", "NNODES", "NUM_NODES")
+    if rank and counted and _number(counted) > 1:
+        raise ValueError(
+            f"{rank} and {counted} are no pair (RANK goes with WORLD_SIZE, NODE_RANK with NNODES or NUM_NODES); set "
+            f"{_ADDRESS}, {_COUNT} (hosts) and {_ID} (of this host, from 0)"
+        )
     return None
 
 
