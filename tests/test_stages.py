@@ -259,6 +259,8 @@ def test_scores_of_one_run_only(chain, tiny_data, tmp_path):
     config = str(ROOT / "configs/rho1/micro.yaml")
     overrides = [part for o in ("data_sampling.n_samples=10", "dataset.max_length=64") for part in ("--override", o)]
     where = ["--model", str(chain["reference"]), "--data", str(tiny_data), "--output", str(output)]
+    with pytest.raises(UserError, match="--stage rho: unknown stage; there is: baseline"):
+        score.main([*where, "--stage", "rho"])
     assert score.main([*where, "--stage", "rho1", "--config", config, *overrides]) == 0
     assert len(pa.ipc.open_file(str(output)).read_all()) == 10
     split = open_split(tiny_data, "train")

@@ -73,7 +73,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _read(directory: Path) -> dict[str, Any] | None:
     """Figures of one run; None, and a line that says so, where it has no checkpoint yet."""
     from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
-    from wmtp_jax.training.run import RUN_FILE
+    from wmtp_jax.training.run_directory import RUN_FILE
     from wmtp_jax.training.tracking import read_metrics
 
     try:

@@ -94,7 +94,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     from wmtp_jax.parallel.mesh import make_mesh
     from wmtp_jax.processes import refuse_processes
     from wmtp_jax.training.scoring import check_scorer, tokenizer_fingerprint
-    from wmtp_jax.training.stages import STAGES
+    from wmtp_jax.training.stages import find_stage
 
     started = time.perf_counter()
     refuse_processes("python -m wmtp_jax.score")
@@ -104,8 +104,8 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"--{name.replace('_', '-')} {value}: it must be 1 or more")
     source = find_model(args.model)
     kind = args.kind or ("critic" if source.config.value_head else "reference")
-    if args.stage in STAGES:
-        asked = STAGES[args.stage].scorer
+    if args.stage is not None:
+        asked = find_stage(args.stage).scorer
         if asked is None or args.kind not in (None, asked):
             raise UserError(
                 f"--stage {args.stage}: reads {f'a {asked}' if asked else 'no'} scores"
@@ -202,18 +202,16 @@ def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int, Any]
     """Numbers of the solutions to score, ascending, the longest that counts, and the run's model settings."""
     from wmtp_jax.settings_file import load_settings, production_preset
     from wmtp_jax.training.inputs import draw_examples
-    from wmtp_jax.training.stages import STAGES
+    from wmtp_jax.training.stages import find_stage
 
     if args.stage is None:
         if args.config or args.override:
             raise UserError("--config and --override describe a run: name its --stage too")
         return np.arange(len(split)), args.max_length or 2048, None
-    if args.stage not in STAGES:
-        raise UserError(f"--stage {args.stage}: unknown stage; there is: {', '.join(STAGES)}")
     settings = load_settings(args.config or production_preset(args.stage), args.override)
     if args.max_length is not None:
         raise UserError("--max-length: with --stage it is the run's dataset.max_length; leave it out")
-    chosen = draw_examples(STAGES[args.stage], settings, split, "data_sampling.n_samples")
+    chosen = draw_examples(find_stage(args.stage), settings, split, "data_sampling.n_samples")
     return np.sort(chosen.reshape(-1)), settings.dataset.max_length, settings.model
 
 

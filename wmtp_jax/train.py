@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmtp_jax.config import Settings
 from wmtp_jax.console import err, out, print_json, table
-from wmtp_jax.errors import UserError, run_command
+from wmtp_jax.errors import run_command
 from wmtp_jax.settings_file import as_yaml, load_settings, production_preset
 
 if TYPE_CHECKING:
@@ -35,12 +35,9 @@ def main(argv: list[str] | None = None) -> int:
 
     join_processes()
     with agreed("checking what is asked for"):
-        from wmtp_jax.training.stages import STAGES
+        from wmtp_jax.training.stages import find_stage
 
-        if args.stage not in STAGES:
-            known = ", ".join(STAGES)
-            raise UserError(f"--stage {args.stage}: unknown stage; there is: {known}")
-        stage = STAGES[args.stage]
+        stage = find_stage(args.stage)
         settings = load_settings(args.config or production_preset(stage.name), args.override)
         _use_compilation_cache(settings)
         if args.dry_run:

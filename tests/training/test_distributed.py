@@ -1,6 +1,7 @@
 """One run on several processes: 2 processes with 2 devices each do what 1 process with 4 devices does."""
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -29,7 +30,7 @@ from wmtp_jax.parallel.mesh import resolve_shape
 from wmtp_jax.processes import agreed
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.checkpoints import saved_steps
-from wmtp_jax.training.run import check_alike, check_shared
+from wmtp_jax.training.run_directory import check_alike, check_shared
 from wmtp_jax.training.tracking import read_metrics
 
 MESH = ("runtime.mesh={data: 2, fsdp: 2, tensor: 1}", "checkpoint.save_every_steps=3", "training.n_epochs=20")
@@ -202,9 +203,15 @@ def test_processes_must_do_the_same_in_the_same_folder(monkeypatch, tmp_path: Pa
     check_alike(run, [facts, facts])
     with pytest.raises(UserError, match=r"process 1 was .* another run .*\n  training.batch_size: 1 in process 0, 2 "):
         check_alike(run, [facts, {**facts, "training.batch_size": 2}])
+    # A curriculum, or an architecture, has names of its own: those of either process count.
+    curriculum = {"data_sampling.curriculum.bins": 4}
+    with pytest.raises(UserError, match=r"another run .*\n  data_sampling.curriculum.bins: 4 in process 0, None there"):
+        check_alike(run, [{**facts, **curriculum}, facts])
+    with pytest.raises(UserError, match=r"another run .*\n  data_sampling.curriculum.bins: None in process 0, 4 there"):
+        check_alike(run, [facts, {**facts, **curriculum}])
     with pytest.raises(UserError, match=r"process 0 sees the saved steps \[3\] there, process 1 \[\]; .* shared"):
         check_alike(run, [facts, {**facts, "saved steps": []}])
-    monkeypatch.setattr("wmtp_jax.training.run.is_first", lambda: False)
+    monkeypatch.setattr("wmtp_jax.training.run_directory.is_first", lambda: False)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(UserError, match="process 0 has made it, but process 0 does not see it"):
         check_shared(run)
@@ -279,6 +286,7 @@ SLURM = {
 }
 JAX = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4"}
 TORCH = {"MASTER_ADDR": "master", "WORLD_SIZE": "2"}
+NODES = {"MASTER_ADDR": "master", "NNODES": "2"}
 
 
 @pytest.fixture
@@ -287,7 +295,7 @@ def environment(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("JAX_", "SLURM_", "OMPI_", "MASTER_", "JOB_")):
             monkeypatch.delenv(name)
-    for name in ("RANK", "NODE_RANK", "WORLD_SIZE", "NNODES", "NUM_NODES"):
+    for name in ("RANK", "NODE_RANK", "WORLD_SIZE", "NNODES", "NUM_NODES", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return lambda variables: [monkeypatch.setenv(*item) for item in variables.items()]
 
@@ -305,7 +313,12 @@ def environment(monkeypatch):
         ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_COORDINATOR_PORT": "5"}, Cluster("node07:5", 2, 1)),
         ({**SLURM, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
         ({**TORCH, "RANK": "1"}, Cluster("master:29500", 2, 1)),
-        ({**TORCH, "NODE_RANK": "0", "MASTER_PORT": "9"}, Cluster("master:9", 2, 0)),
+        ({**TORCH, "RANK": "1", "LOCAL_WORLD_SIZE": "1"}, Cluster("master:29500", 2, 1)),
+        ({**TORCH, "RANK": "1", "NODE_RANK": "7", "NNODES": "9"}, Cluster("master:29500", 2, 1)),
+        ({**NODES, "NODE_RANK": "0", "MASTER_PORT": "9"}, Cluster("master:9", 2, 0)),
+        ({**NODES, "NODE_RANK": "1", "WORLD_SIZE": "16"}, Cluster("master:29500", 2, 1)),
+        ({"MASTER_ADDR": "master", "NUM_NODES": "3", "NODE_RANK": "2"}, Cluster("master:29500", 3, 2)),
+        ({**TORCH, "NODE_RANK": "0", "WORLD_SIZE": "1"}, None),
         ({**TORCH, "RANK": "0", "WORLD_SIZE": "1"}, None),
         ({"MASTER_ADDR": "master"}, None),
     ],
@@ -325,12 +338,30 @@ def test_environment(environment, variables: dict[str, str], cluster: Cluster | 
         ({**JAX, "JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID is '-1'; it must be a whole number"),
         ({**JAX, "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "a"}, "'a'; it must be host:port"),
         ({**TORCH, "RANK": "first"}, "RANK is 'first'; it must be a whole number"),
+        ({**TORCH, "NODE_RANK": "0"}, "NODE_RANK and WORLD_SIZE are no pair .*; set JAX_COORDINATOR_ADDRESS"),
+        ({**NODES, "RANK": "0"}, "RANK and NNODES are no pair"),
+        ({**TORCH, "RANK": "0", "LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE is 4: torchrun .* --nproc-per-node=1"),
+        ({**NODES, "NODE_RANK": "0", "LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE is 4: .* one process a host"),
     ],
 )
 def test_bad_environment(environment, variables: dict[str, str], message: str):
     environment(variables)
     with pytest.raises(ValueError, match=message):
         find_cluster()
+
+
+def test_one_process_needs_nothing_private_of_jax(environment, monkeypatch):
+    environment({})
+    for name in ("clusters", "distributed"):
+        monkeypatch.setitem(sys.modules, f"jax._src.{name}", None)  # an import of it fails
+        monkeypatch.delattr(f"jax._src.{name}")
+    alone = importlib.util.module_from_spec(importlib.util.find_spec("wmtp_jax.parallel.distributed"))
+    alone.__spec__.loader.exec_module(alone)
+    assert alone.find_cluster() is None
+    assert (alone.is_several(), alone.is_first(), alone.process_id(), alone.exchange(1)) == (False, True, 0, [1])
+    environment(SLURM)
+    with pytest.raises(ImportError, match=r"jax\._src"):
+        alone.find_cluster()
 
 
 @pytest.mark.parametrize("guide", ["scaling.md", "scaling.ko.md"])

@@ -15,12 +15,12 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-from jax._src.clusters import ClusterEnv
-from jax._src.distributed import global_state  # its key-value store has no public name; Orbax takes it from here too
 
 CONNECT_TIMEOUT, HEARTBEAT_TIMEOUT = "WMTP_CONNECT_TIMEOUT", "WMTP_HEARTBEAT_TIMEOUT"
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _TORCH_PORT = "29500"  # what PyTorch listens on where MASTER_PORT is not set
+_SCHEDULERS = {"slurm": "SLURM_STEP_NODELIST", "ompi": "OMPI_MCA_orte_hnp_uri"}  # jax's name, what a step of it sets
+_LOCAL_COUNT = "LOCAL_WORLD_SIZE"
 _names = itertools.count()
 
 
@@ -45,10 +45,10 @@ def find_cluster() -> Cluster | None:
 
     The first of these that is there counts: ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``
     (or ``JOB_COMPLETION_INDEX``, which Kubernetes sets in an indexed Job); a step of SLURM or Open MPI, as jax reads
-    it; ``MASTER_ADDR`` with ``RANK`` or ``NODE_RANK`` and ``WORLD_SIZE``, ``NNODES`` or ``NUM_NODES``.
+    it; ``MASTER_ADDR`` with ``RANK`` and ``WORLD_SIZE``, else with ``NODE_RANK`` and ``NNODES`` or ``NUM_NODES``.
 
     Raises:
-      ValueError: the variables contradict each other, or some are missing.
+      ValueError: the variables contradict each other, some are missing, or they speak of several processes a host.
     """
     environment = os.environ
     address = environment.get(_ADDRESS)
@@ -63,7 +63,11 @@ def find_cluster() -> Cluster | None:
         if not address or process is None:
             raise _missing(_ID if address else _ADDRESS)
         return _cluster(address, _number(_COUNT), _number(process), process)
-    for name in ("slurm", "ompi"):
+    for name, sign in _SCHEDULERS.items():
+        if sign not in environment:
+            continue
+        from jax._src.clusters import ClusterEnv  # no public name; who needs no scheduler does not depend on it
+
         kind = next(kind for kind in ClusterEnv._cluster_types if kind.name == name)
         if kind.is_env_present():
             port = environment.get("JAX_COORDINATOR_PORT")
@@ -75,10 +79,25 @@ def find_cluster() -> Cluster | None:
             return _cluster(where, kind.get_process_count(), kind.get_process_id(), f"the number in {name}", devices)
     if address:
         raise _missing(_COUNT)
-    process, count = first("RANK", "NODE_RANK"), first("WORLD_SIZE", "NNODES", "NUM_NODES")
-    if environment.get("MASTER_ADDR") and process and count:
-        where = f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT') or _TORCH_PORT}"
-        return _cluster(where, _number(count), _number(process), process)
+    if not environment.get("MASTER_ADDR"):
+        return None
+    # Ranks go with ranks and nodes with nodes: the number of a node says nothing beside a count of GPUs.
+    pairs = (("RANK", first("WORLD_SIZE")), ("NODE_RANK", first("NNODES", "NUM_NODES")))
+    for process, count in pairs:
+        if environment.get(process) and count:
+            if environment.get(_LOCAL_COUNT) and _number(_LOCAL_COUNT) > 1:
+                raise ValueError(
+                    f"{_LOCAL_COUNT} is {environment[_LOCAL_COUNT]}: torchrun starts a process a GPU, and each would "
+                    "take all GPUs of its host. Start one process a host: without torchrun, or with --nproc-per-node=1"
+                )
+            where = f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT') or _TORCH_PORT}"
+            return _cluster(where, _number(count), _number(process), process)
+    rank, counted = first("RANK", "NODE_RANK"), first("WORLD_SIZE", "NNODES", "NUM_NODES")
+    if rank and counted and _number(counted) > 1:
+        raise ValueError(
+            f"{rank} and {counted} are no pair (RANK goes with WORLD_SIZE, NODE_RANK with NNODES or NUM_NODES); set "
+            f"{_ADDRESS}, {_COUNT} (hosts) and {_ID} (of this host, from 0)"
+        )
     return None
 
 
@@ -214,12 +233,12 @@ def reach_coordinator(cluster: Cluster, timeout: float) -> None:
 
 def is_several() -> bool:
     """Whether there is more than one process."""
-    return global_state.client is not None
+    return jax.distributed.is_initialized()
 
 
 def process_id() -> int:
     """The number of this process; 0 where there is one."""
-    return global_state.process_id
+    return _state().process_id if is_several() else 0
 
 
 def is_first() -> bool:
@@ -233,17 +252,24 @@ def exchange(value: Any, wait_s: float = 86_400.0) -> list[Any]:
     Raises:
       TimeoutError: not all have come here within ``wait_s`` seconds. (One that has died ends all.)
     """
-    client = global_state.client
-    if client is None:
+    if not is_several():
         return [value]
-    folder = f"wmtp_jax/{next(_names)}"
-    client.key_value_set(f"{folder}/{global_state.process_id}", json.dumps(value))
+    state = _state()
+    client, folder = state.client, f"wmtp_jax/{next(_names)}"
+    client.key_value_set(f"{folder}/{state.process_id}", json.dumps(value))
     try:
         client.wait_at_barrier(folder, int(wait_s * 1000))
     except jax.errors.JaxRuntimeError as error:
         raise TimeoutError(f"the other processes have not come within {wait_s:g} s") from error
     said = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(f"{folder}/")}
-    return [json.loads(said[process]) for process in range(global_state.num_processes)]
+    return [json.loads(said[process]) for process in range(state.num_processes)]
+
+
+def _state() -> Any:
+    """What jax knows of the processes, with their key-value store: no public name; Orbax takes it from there too."""
+    from jax._src.distributed import global_state
+
+    return global_state
 
 
 def _number(name: str, minimum: int = 0) -> int:

@@ -29,8 +29,8 @@ from wmtp_jax.processes import agreed
 from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
 from wmtp_jax.training.initial import find_base, initial_params
 from wmtp_jax.training.program import make_program
-from wmtp_jax.training.run import (
-    Run,
+from wmtp_jax.training.run import Run
+from wmtp_jax.training.run_directory import (
     check_alike,
     check_directory,
     check_shared,

@@ -1,4 +1,4 @@
-"""From settings to everything a run needs: model, tokenizer, rows of tokens, steps, run directory.
+"""From settings to everything a run needs: model, tokenizer, rows of tokens, steps.
 
 All input is checked here, before anything is written.
 """
@@ -6,23 +6,13 @@ All input is checked here, before anything is written.
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import hashlib
-import json
 import math
-import os
-import platform
-import time
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import yaml
-from pydantic import ValidationError
 
 from wmtp_jax.config import Settings, read_environment
 from wmtp_jax.data.batches import RowSet, build_rows, count_steps
@@ -30,14 +20,9 @@ from wmtp_jax.data.sample import assign_bins
 from wmtp_jax.data.store import data_fingerprint, open_split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
-from wmtp_jax.files import check_name
 from wmtp_jax.load import ModelSource, model_fingerprint, split_step
-from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
-from wmtp_jax.parallel.distributed import is_first, process_id
 from wmtp_jax.parallel.mesh import check_shapes, resolve_shape
-from wmtp_jax.settings_file import as_yaml, flatten
-from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.inputs import (
     draw_examples,
     find_architecture,
@@ -46,35 +31,8 @@ from wmtp_jax.training.inputs import (
     open_scores,
     scorer_path,
 )
-from wmtp_jax.training.objective import Objective, make_objective, trained_part
+from wmtp_jax.training.objective import Objective, make_objective
 from wmtp_jax.training.stages import Stage
-from wmtp_jax.training.tracking import MLFLOW_FILE
-
-SETTINGS_FILE, RUN_FILE = "settings.yaml", "run.json"
-
-# What may differ when a run is continued: it changes neither the updates nor their order. How a step's
-# rows are divided is free; how many there are is not, see `_identity`.
-_FREE = (
-    "training.max_steps",
-    "training.max_skipped_steps",
-    "training.batch_size",
-    "training.gradient_accumulation_steps",
-    "checkpoint.",
-    "tracking.",
-    "training.remat",
-    "training.unroll_layers",
-    "training.offload_optimizer",
-    "model.attention",
-    "runtime.mesh.",
-    "runtime.compilation_cache",
-    "experiment.description",
-    "dataset.path",
-    "model.path",
-    "model.tokenizer",
-    "experiment.critic_checkpoint",
-    "experiment.reference_model",
-    "weighting.scores",
-)
 
 
 @dataclass(frozen=True)
@@ -308,176 +266,3 @@ def describe_model(stage: Stage, settings: Settings) -> ModelConfig:
 
 def _model_is_there(settings: Settings) -> bool:
     return settings.model.path is None or split_step(settings.model.path)[0].exists()
-
-
-def check_directory(run: Run) -> list[int]:
-    """Checks that the run directory is free or this run's; returns the steps saved in it. Writes nothing.
-
-    Raises:
-      UserError: it belongs to a run with other settings (the differences are listed) or other data, or
-        it holds something else.
-    """
-    directory = run.directory
-    check_name(directory)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory}: is a file; checkpoint.save_dir must be a folder of its own")
-    is_run = (directory / SETTINGS_FILE).is_file() and (directory / RUN_FILE).is_file()
-    if directory.is_dir() and any(directory.iterdir()) and not is_run:
-        raise UserError(f"{directory}: holds files, but no run; name an empty or new folder as checkpoint.save_dir")
-    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{directory}: cannot be written (no right to write in {nearest}); see checkpoint.save_dir")
-    steps = saved_steps(directory)
-    if steps:
-        _check_same_run(run)
-    return steps
-
-
-def run_facts(run: Run, saved: list[int]) -> dict[str, Any]:
-    """What must be the same in every process of a run, by names for people."""
-    settings = flatten(yaml.safe_load(as_yaml(run.settings)))
-    return {**settings, **_identity(_record(run)), "saved steps": saved}
-
-
-def check_alike(run: Run, facts: list[dict[str, Any]]) -> None:
-    """Raises UserError where the `run_facts` of a process are not those of process 0."""
-    for number, theirs in enumerate(facts):
-        different = [name for name in facts[0] if theirs[name] != facts[0][name]]
-        if "saved steps" in different:
-            raise UserError(
-                f"{run.directory}: process 0 sees the saved steps {facts[0]['saved steps']} there, process {number} "
-                f"{theirs['saved steps']}; all processes need the same folder, on a shared file system"
-            )
-        if different:
-            listing = "\n  ".join(f"{name}: {facts[0][name]} in process 0, {theirs[name]} there" for name in different)
-            raise UserError(f"process {number} was started for another run than process 0:\n  {listing}")
-
-
-def check_shared(run: Run) -> None:
-    """Raises UserError where this process does not see the run directory that process 0 has made."""
-    for _ in range(60):  # a network file system may show a new folder late
-        if is_first() or (run.directory / RUN_FILE).is_file():
-            return
-        time.sleep(1)
-    raise UserError(
-        f"{run.directory}: process 0 has made it, but process {process_id()} does not see it; all processes need the "
-        "same folder, on a shared file system"
-    )
-
-
-def _check_same_run(run: Run) -> None:
-    directory = run.directory
-    try:
-        before = {
-            **flatten(_with_defaults(yaml.safe_load((directory / SETTINGS_FILE).read_text()), run.stage)),
-            **_identity(json.loads((directory / RUN_FILE).read_text())),
-        }
-    except (ValueError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{directory}: {SETTINGS_FILE} or {RUN_FILE} is damaged ({error}); restore it, or start another run "
-            "with --override checkpoint.save_dir=..."
-        ) from error
-    now = {
-        **flatten(yaml.safe_load(as_yaml(run.settings))),
-        **_identity(_record(run)),
-    }
-    for settings in (before, now):
-        settings["training.train"] = trained_part(run.stage, settings.get("training.train"))
-    names = [name for name in {**before, **now} if not name.startswith(_FREE)]
-    different = [name for name in names if before.get(name) != now.get(name)]
-    if different:
-        listing = "\n  ".join(f"{name}: {before.get(name)} there, {now.get(name)} now" for name in different)
-        raise UserError(
-            f"{directory} belongs to a run made by other settings:\n  {listing}\n"
-            "Take the settings back (they are in its settings.yaml) to continue it, or start another run with "
-            "--override experiment.name=... or checkpoint.save_dir=..."
-        )
-
-
-def _with_defaults(values: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """Settings that a run wrote, perhaps before some of today's existed: those have their defaults."""
-    critic = values.get("critic")
-    if isinstance(critic, dict) and "train" in critic:  # training.train took its place, which concerns every stage
-        train = critic["train"] if stage.trains == "values" else None
-        values = {
-            **values,
-            "critic": {name: value for name, value in critic.items() if name != "train"},
-            "training": {"train": train, **(values.get("training") or {})},
-        }
-    try:
-        return dict(yaml.safe_load(as_yaml(Settings.model_validate(values))))
-    except ValidationError:  # one that no longer exists: it is compared as it stands
-        return values
-
-
-def _record(run: Run) -> dict[str, Any]:
-    """What ``run.json`` says of a run beside its settings."""
-    return {
-        "stage": run.stage.name,
-        "data_fingerprint": run.fingerprint,
-        "rows_per_step": run.schedule.rows_per_step,
-        "rows_sha256": _hash_rows(run.train.rows._replace(scores=None), run.validation.rows),
-        "scorer_fingerprint": run.scorer_fingerprint,
-    }
-
-
-def _hash_rows(*splits: Any) -> str:
-    digest = hashlib.sha256()
-    for rows in splits:
-        for field in jax.tree.leaves(rows):
-            digest.update(np.ascontiguousarray(field).data)
-    return digest.hexdigest()
-
-
-def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """The entries of ``run.json`` that must stay the same, by names for people."""
-    return {
-        "stage": record.get("stage"),
-        "data fingerprint": record.get("data_fingerprint"),
-        "fingerprint of the critic or reference": record.get("scorer_fingerprint"),
-        "tokens (examples, tokenizer, packing)": record.get("rows_sha256"),
-        "rows per step (training.batch_size x training.gradient_accumulation_steps x runtime.mesh.data x "
-        "runtime.mesh.fsdp)": record.get("rows_per_step"),
-    }
-
-
-def write_run_files(run: Run, base: store.Base | None) -> None:
-    """Makes the run directory, with all that is not a checkpoint; ``base`` holds the weights that are in none.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    directory = run.directory
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        record = {
-            **_record(run),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
-        }
-        # These two first: they mark the folder as a run's, should the rest be interrupted.
-        (directory / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
-        (directory / SETTINGS_FILE).write_text(as_yaml(run.settings))
-        (directory / MLFLOW_FILE).unlink(missing_ok=True)
-        run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
-        origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
-        facts: dict[str, Any] = {"start": origin, "stage": run.stage.name}
-        if run.stage.trains == "values":
-            facts["trained"] = run.objective.part
-            facts["backbone"] = model_fingerprint(run.source) if run.source else None
-        if run.scorer:
-            facts[str(run.stage.scorer)] = str(run.scorer.directory)
-        if run.source:
-            facts["start_source"] = run.source.description.source
-        store.write_description(directory, run.config, facts, run.objective.lora, base)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error.strerror}); see checkpoint.save_dir") from error
-
-
-def rename_base(directory: Path, base: store.Base) -> None:
-    """Writes where the base of a run is now, if that is another place than before."""
-    found = store.read_description(directory)
-    if found.base != base:
-        store.write_description(directory, found.config, found.source, found.adapter, base)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from wmtp_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -58,3 +60,10 @@ STAGES = {
         ),
     )
 }
+
+
+def find_stage(name: str) -> Stage:
+    """The stage of that name. Raises UserError where there is none."""
+    if name not in STAGES:
+        raise UserError(f"--stage {name}: unknown stage; there is: {', '.join(STAGES)}")
+    return STAGES[name]
