@@ -27,6 +27,7 @@ EPILOG = """examples:
   python -m wmtp_jax.plan --stage baseline --devices 8 --device h100-80gb --override runtime.mesh.fsdp=8
   python -m wmtp_jax.plan --record configs/plan.json
 
+The exit code is 0 whether it fits or not: `fits` stands in the figures of --json.
 Compiling for a GPU needs the CUDA plugin, no driver and no GPU: pip install '.[plan]'. Without it, or with
 --estimate, the step is compiled for this machine's CPU, whose temporaries and traffic are only a rough guide."""
 
@@ -92,7 +93,7 @@ def _prepare_jax(args: argparse.Namespace) -> None:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     import jax
 
-    from wmtp_jax.planning.cards import CARDS, without_messages
+    from wmtp_jax.planning.cards import CARDS, silence_libraries
 
     if args.device not in CARDS:
         raise UserError(f"--device {args.device}: unknown; there is {', '.join(CARDS)}")
@@ -106,8 +107,7 @@ def _prepare_jax(args: argparse.Namespace) -> None:
         )
     if args.estimate:
         jax.config.update("jax_num_cpu_devices", args.devices)
-    with without_messages():
-        jax.devices()
+    silence_libraries()
 
 
 def _plugin_is_there() -> bool:
@@ -118,11 +118,9 @@ def _plugin_is_there() -> bool:
 
 
 def _load(name: str, args: argparse.Namespace) -> tuple[Stage, Settings]:
-    from wmtp_jax.training.stages import STAGES
+    from wmtp_jax.training.stages import find_stage
 
-    if name not in STAGES:
-        raise UserError(f"--stage {name}: unknown stage; there is: {', '.join(STAGES)}")
-    return STAGES[name], load_settings(args.config or production_preset(name), args.override)
+    return find_stage(name), load_settings(args.config or production_preset(name), args.override)
 
 
 def _measure(stage: Stage, settings: Settings, args: argparse.Namespace) -> dict[str, Any]:
@@ -145,16 +143,19 @@ def _suggest(stage: Stage, settings: Settings, args: argparse.Namespace) -> str:
     from wmtp_jax.models.mtp import REMAT
 
     training, remats = settings.training, list(REMAT)
-    heavier = remats[remats.index(training.remat) + 1 :]
-    trials: list[dict[str, Any]] = [{"remat": remat} for remat in heavier]
-    least: dict[str, Any] = {"remat": "full"} if heavier else {}
     size, accumulation = training.batch_size, training.gradient_accumulation_steps
     rows_of_a_pair = 2 if stage.trains == "values" and settings.critic.loss_type == "pairwise" else 1
+    divided: list[dict[str, Any]] = []
     while size % (2 * rows_of_a_pair) == 0:
         size, accumulation = size // 2, accumulation * 2
-        trials.append({**least, "batch_size": size, "gradient_accumulation_steps": accumulation})
-    smallest_rows = trials[-1] if trials else {}
-    trials += [{**smallest_rows, lever: value} for lever, value in LEVERS.items() if getattr(training, lever) != value]
+        divided.append({"batch_size": size, "gradient_accumulation_steps": accumulation})
+    # Products of 4 rows are large enough for a card: down to there dividing costs less than computing again.
+    trials = [part for part in divided if part["batch_size"] >= 4]
+    n_large, most = len(trials), trials[-1] if trials else {}
+    trials += [{**most, "remat": remat} for remat in remats[remats.index(training.remat) + 1 :]]
+    trials += [{**part, "remat": remats[-1]} for part in divided[n_large:]]
+    most = trials[-1] if trials else {}
+    trials += [{**most, lever: value} for lever, value in LEVERS.items() if getattr(training, lever) != value]
     smallest = math.inf
     for changes in trials:
         changed = training.model_copy(update=changes)
@@ -163,7 +164,7 @@ def _suggest(stage: Stage, settings: Settings, args: argparse.Namespace) -> str:
         size_text = f"{figures['peak_bytes_per_device'] / GIB:.1f} GiB"
         if figures["fits"]:
             return f"set {named}: {size_text}"
-        err.print(f"{named}: {size_text}, does not fit", highlight=False, soft_wrap=True)
+        err.print(f"tried {named}: {size_text}, does not fit", highlight=False, soft_wrap=True)
         smallest = min(smallest, figures["peak_bytes_per_device"])
     return (
         f"nothing tried fits (the least was {smallest / GIB:.1f} GiB): take more devices (--devices with a larger "
@@ -175,16 +176,18 @@ def _show(figures: dict[str, Any], args: argparse.Namespace) -> None:
     def size(name: str) -> str:
         return f"{figures[name] / GIB:,.2f} GiB"
 
+    limit = (1 - figures["reserve_fraction"]) * figures["capacity_bytes"]
     fits = "[green]fits[/]" if figures["fits"] else "[bold red]does not fit[/]"
     mesh = " x ".join(f"{axis} {n}" for axis, n in figures["mesh"].items())
     rows = [
         ["parameters", size("parameters_bytes")],
         ["gradients", size("gradients_bytes")],
         ["optimizer" + (" (host)" if figures["offload_optimizer"] else ""), size("optimizer_bytes")],
-        *([["frozen model that scores", size("frozen_bytes")]] if figures["frozen_bytes"] else []),
+        *([["frozen model that scores", size("scorer_bytes")]] if figures["scorer_bytes"] else []),
         [f"activations and the rest (remat {figures['remat']})", size("activations_bytes")],
         ["peak", size("peak_bytes_per_device")],
-        [f"capacity ({figures['reserve_fraction']:.0%} kept free)", size("capacity_bytes")],
+        ["may be used", f"{limit / GIB:,.2f} GiB"],
+        ["capacity", size("capacity_bytes")],
     ]
     title = f"{figures['name']} on {figures['devices']} x {figures['device']} ({mesh}), memory of one card"
     out.print(table(title, ["", ""], rows))
@@ -192,17 +195,23 @@ def _show(figures: dict[str, Any], args: argparse.Namespace) -> None:
     hours = figures["hours"]
     speed = [
         ["rows in a step", f"{figures['rows_per_step']:,}"],
-        ["floating-point operations in a step", f"{figures['flops_per_step'] / 1e15:,.2f} PFLOP"],
+        ["floating-point operations in a step", f"{figures['flops_per_step']:.3g}"],
         ["of these the model's own", f"{figures['model_flops_per_step'] / figures['flops_per_step']:.0%}"],
         *traffic,
-        ["step", f"{figures['step_seconds']:,.2f} s"],
+        ["step", f"{figures['step_seconds']:,.3g} s"],
         ["tokens/s, padding included", f"{figures['tokens_per_second']:,.0f}"],
         ["steps, at most", f"{figures['steps']:,}" if figures["steps"] else "unknown: data_sampling.n_samples is null"],
-        ["hours", f"{hours:,.1f}" if hours else "unknown"],
+        ["hours", f"{hours:,.3g}" if hours else "unknown"],
         ["cost", f"{figures['cost']:,.2f}" if figures["cost"] is not None else "give --price, of a card for an hour"],
     ]
     out.print(table(f"A step, and the run, at {args.efficiency:.0%} of the card's peak (assumed)", ["", ""], speed))
-    out.print(f"{fits}: {figures['spare_fraction']:.0%} of the memory to spare", highlight=False)
+    if args.estimate:
+        out.print(
+            "[yellow]an estimate[/], compiled for CPU devices: a GPU's temporaries and traffic are often far less"
+        )
+    peak = figures["peak_bytes_per_device"] / GIB
+    kept = figures["reserve_fraction"]
+    out.print(f"{fits}: {peak:,.1f} GiB of {limit / GIB:,.1f} ({kept:.0%} of a card are kept free)", highlight=False)
     if "suggestion" in figures:
         out.print(figures["suggestion"], highlight=False, soft_wrap=True)
     from wmtp_jax.planning.cards import DEVICES_A_HOST
@@ -211,8 +220,6 @@ def _show(figures: dict[str, Any], args: argparse.Namespace) -> None:
         out.print(
             f"more than {DEVICES_A_HOST} cards: the network between hosts is slower than NVLink, and not reckoned"
         )
-    if args.estimate:
-        out.print("[yellow]an estimate[/]: compiled for CPU devices, whose temporaries and traffic differ from a GPU's")
 
 
 def _record(args: argparse.Namespace) -> int:

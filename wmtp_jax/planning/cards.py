@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,25 +70,18 @@ def compile_only_mesh(card: Card, shape: tuple[int, int, int]) -> Mesh:
             f"{n_devices} cards do not fill hosts of {DEVICES_A_HOST}; give a multiple of {DEVICES_A_HOST}"
         )
     name = f"1x{hosts}x{n_devices // hosts}"  # partitions x hosts x devices
-    with without_messages():
-        described = topologies.get_topology_desc(name, platform="cuda", topology=name, target_config=card.target)
+    described = topologies.get_topology_desc(name, platform="cuda", topology=name, target_config=card.target)
     return Mesh(np.array(described.devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-@contextlib.contextmanager
-def without_messages() -> Iterator[None]:
-    """Swallows what C++ writes to standard error: the plugin says again and again that there is no GPU.
+def silence_libraries() -> None:
+    """Keeps what C++ writes to standard error away for the rest of the process; what Python writes is still shown.
 
-    With ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment all of it is shown.
+    The plugin says again and again that there is no GPU. ``TF_CPP_MIN_LOG_LEVEL=0`` in the environment shows it all.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
-        yield
         return
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)

@@ -18,7 +18,7 @@ from wmtp_jax.load import find_model, split_step
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import TENSOR_AXIS
-from wmtp_jax.planning.cards import Card, compile_only_mesh, without_messages
+from wmtp_jax.planning.cards import Card, compile_only_mesh
 from wmtp_jax.planning.compiled import collectives, kernel_calls
 from wmtp_jax.settings_file import load_settings, production_preset
 from wmtp_jax.training.inputs import scorer_path
@@ -111,7 +111,7 @@ def read_footprint(
         "parameters_bytes": bytes_of["parameters"],
         "gradients_bytes": bytes_of["gradients"],
         "optimizer_bytes": _bytes_per_device(state.opt_state),
-        "frozen_bytes": bytes_of["frozen"],
+        "scorer_bytes": bytes_of["frozen"],
         "activations_bytes": max(peak - sum(bytes_of.values()), 0),
         "peak_bytes_per_device": peak,
         "capacity_bytes": card.capacity,
@@ -177,8 +177,7 @@ def _checked(config: ModelConfig, settings: Settings, setting: str, n_devices: i
 def _compile(traced: Any, estimate: bool) -> Any:
     lowered = traced.lower() if estimate else traced.lower(lowering_platforms=("cuda",))
     try:
-        with without_messages():
-            return lowered.compile()
+        return lowered.compile()
     except Exception as error:  # XLA raises one kind for all; a missing library is the one a user can mend
         if "cudnn" in str(error).lower() and not _cudnn_is_there():
             raise UserError(
