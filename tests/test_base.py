@@ -19,6 +19,7 @@ from wmtp_jax import complete, score, train
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import find_model
 from wmtp_jax.models import store
+from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.run_directory import SETTINGS_FILE
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12))
@@ -62,6 +63,16 @@ def test_only_what_was_trained_is_saved(runs: Path):
         found = find_model(runs / run)
         assert find_model(found.base.path).directory == find_model(runs / base).directory
     assert not (runs / "critic/checkpoints/2/adapter").exists()
+
+
+def test_a_run_that_goes_on_keeps_the_step_that_others_rest_on(runs: Path, train_command, tmp_path: Path):
+    shutil.copytree(runs / "policy", tmp_path / "policy")
+    more = ("training.max_steps=4", "checkpoint.save_every_steps=1", "checkpoint.save_total_limit=1")
+    train_command(tmp_path / "policy", *LORA, *more, "checkpoint.save_best=false")
+    assert saved_steps(tmp_path / "policy") == [2, 4]
+    (tmp_path / "policy/needed_steps.json").write_text("[2, ")
+    with pytest.raises(UserError, match=r"needed_steps\.json: is damaged"):
+        train_command(tmp_path / "policy", *LORA, *more, "training.max_steps=5")
 
 
 def test_a_run_is_read_with_its_base_and_the_base_of_that(runs: Path):

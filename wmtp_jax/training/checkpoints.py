@@ -8,6 +8,7 @@ settings and the step, so a resume needs nothing else.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from wmtp_jax.errors import Failure
+from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.models.lora import ADAPTER
 from wmtp_jax.models.store import ADAPTER_FOLDER, PARAMS_FOLDER, save_args
 from wmtp_jax.training.step import TrainState, join_params, split_params
 
 CHECKPOINTS_FOLDER = "checkpoints"
+NEEDED_FILE = "needed_steps.json"  # in a run directory: steps that other runs rest on
 _METRIC = "val/loss"
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at WARNING
@@ -52,6 +54,29 @@ def step_directory(run_directory: Path, step: int) -> Path:
     return run_directory / CHECKPOINTS_FOLDER / str(step)
 
 
+def keep_step(step_folder: Path) -> None:
+    """Has the run that a step belongs to keep it whatever ``checkpoint.save_total_limit`` says: another rests on it.
+
+    Raises:
+      OSError: it cannot be written there.
+    """
+    run_directory, step = step_folder.parent.parent, int(step_folder.name)
+    steps = sorted({*_needed_steps(run_directory), step})
+    (run_directory / NEEDED_FILE).write_text(json.dumps(steps) + "\n")
+
+
+def _needed_steps(run_directory: Path) -> list[int]:
+    path = run_directory / NEEDED_FILE
+    try:
+        return [int(step) for step in json.loads(path.read_text())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: is damaged ({error}); it lists the steps that other runs rest on, as [3, 8]"
+        ) from error
+
+
 class Checkpoints:
     """Saves and restores steps of one run. Use as a context: leaving it waits for saves in flight.
 
@@ -72,7 +97,10 @@ class Checkpoints:
         holds: Callable[[str], bool] | None = None,
         read_only: bool = False,
     ):
-        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        policies: list[Any] = [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.CustomSteps(_needed_steps(run_directory)),
+        ]
         if save_best:
             # Not Orbax's own best_fn + max_to_keep: that deletes the newest step when its metric is bad.
             policies.append(

@@ -26,7 +26,7 @@ from wmtp_jax.parallel.distributed import exchange, is_first, is_several
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import place_rows
 from wmtp_jax.processes import agreed
-from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
+from wmtp_jax.training.checkpoints import CHECKPOINTS_FOLDER, Checkpoints, best_step, keep_step, saved_steps
 from wmtp_jax.training.initial import find_base, initial_params
 from wmtp_jax.training.program import make_program
 from wmtp_jax.training.run import Run
@@ -88,6 +88,8 @@ def fit(run: Run) -> dict[str, Any]:
             with agreed("writing the run directory"):
                 if not saved and is_first():
                     write_run_files(run, base)
+                    if base is not None:
+                        _keep_base(run)
                 elif base is not None and is_first():
                     rename_base(run.directory, base)
             with agreed("looking into the run directory"):
@@ -121,6 +123,19 @@ def fit(run: Run) -> dict[str, Any]:
         "skipped_steps": progress.get("skipped", 0),
         "batches_without_target": progress.get("empty", 0),
     }
+
+
+def _keep_base(run: Run) -> None:
+    """Says that the weights of another model are needed; where that is a step of a run, has the run keep it."""
+    assert run.source is not None
+    kept = ""
+    if run.source.directory.parent.name == CHECKPOINTS_FOLDER:
+        try:
+            keep_step(run.source.directory)
+            kept = "; its run keeps that step from now on"
+        except OSError as error:
+            kept = f"; its run could not be told to keep that step ({error.strerror}): going on with it may delete it"
+    err.print(f"what is not trained stays in {run.source.path}, which is needed{kept}", highlight=False, soft_wrap=True)
 
 
 class _Trainer:
