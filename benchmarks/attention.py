@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import RESULTS, record
-from wmtp_jax.console import out, print_json, table
+from benchmarks.record import parse_arguments, show
 from wmtp_jax.errors import run_command
 from wmtp_jax.models.attention import KERNELS, attend, choose_kernel, documents
 
@@ -31,18 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=2048, help="tokens in a row (default: 2048)")
     parser.add_argument("--heads", type=int, default=32, help=f"of width {WIDTH} (default: 32)")
     parser.add_argument("--repeats", type=int, default=10, help="times that each is run (default: 10)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     figures = _measure(args)
-    rows = [[name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"] for name, value in figures.items()]
-    if args.json:
-        print_json(figures)
-    else:
-        out.print(table(TITLE, ["", ""], rows))
-    if args.record:
-        sizes = f"--rows {args.rows} --length {args.length} --heads {args.heads}"
-        record(TITLE, f"python -m benchmarks.attention {sizes} --record", rows)
+    show(args, TITLE, f"attention --rows {args.rows} --length {args.length} --heads {args.heads}", figures)
     return 0
 
 

@@ -12,8 +12,7 @@ import json
 import subprocess
 import sys
 
-from benchmarks.record import RESULTS, record
-from wmtp_jax.console import out, print_json, table
+from benchmarks.record import parse_arguments, show
 from wmtp_jax.errors import Failure, run_command
 from wmtp_jax.models import store
 from wmtp_jax.settings_file import load_settings, production_preset
@@ -24,17 +23,9 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.collectives", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     figures = _measure()
-    rows = [[name, f"{value:,.4g}"] for name, value in figures.items()]
-    if args.json:
-        print_json(figures)
-    else:
-        out.print(table(TITLE, ["", ""], rows))
-    if args.record:
-        record(TITLE, "python -m benchmarks.collectives --record", rows)
+    show(args, TITLE, "collectives", figures)
     return 0
 
 

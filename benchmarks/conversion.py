@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import RESULTS, record
+from benchmarks.record import parse_arguments, show
 from conversion.layout import places
 from conversion.meta_mtp import CHECKPOINT, LAYOUT, PARAMS, params_of
 from conversion.tensors import DTYPES, Entry, open_files, write_torch
-from wmtp_jax.console import err, out, print_json, table
+from wmtp_jax.console import err
 from wmtp_jax.errors import Failure, run_command
 from wmtp_jax.models.config import ModelConfig
 
@@ -49,21 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conversion", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("."), help="disk to measure; 45 GB are needed (default: .)")
     parser.add_argument("--layers", type=int, default=32, help="blocks of the model (default: 32, the 7B)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     config = ModelConfig(
         dim=4096, n_layers=args.layers, n_heads=32, n_kv_heads=32, vocab_size=32000, ffn_dim=11008, n_future_tokens=4
     )
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         figures = _measure(config, Path(name))
-    rows = [[key, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"] for key, value in figures.items()]
-    if args.json:
-        print_json(figures)
-    else:
-        out.print(table(TITLE, ["", ""], rows))
-    if args.record:
-        record(TITLE, f"python -m benchmarks.conversion --layers {args.layers} --record", rows)
+    show(args, TITLE, f"conversion --layers {args.layers}", figures)
     return 0
 
 

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import RESULTS, record
-from wmtp_jax.console import out, print_json, table
+from benchmarks.record import parse_arguments, show
 from wmtp_jax.errors import run_command
 from wmtp_jax.losses.cross_entropy import logits_cross_entropy, token_cross_entropy
 from wmtp_jax.training.throughput import matmul_peak
@@ -33,18 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vocabulary", type=int, default=32000, help="default: 32000")
     parser.add_argument("--rows", type=int, default=1, help="default: 1")
     parser.add_argument("--repeats", type=int, default=5, help="times that each is run (default: 5)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     figures = _measure(args)
-    rows = [[name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"] for name, value in figures.items()]
-    if args.json:
-        print_json(figures)
-    else:
-        out.print(table(TITLE, ["", ""], rows))
-    if args.record:
-        sizes = f"--width {args.width} --vocabulary {args.vocabulary} --rows {args.rows}"
-        record(TITLE, f"python -m benchmarks.loss {sizes} --record", rows)
+    show(args, TITLE, f"loss --width {args.width} --vocabulary {args.vocabulary} --rows {args.rows}", figures)
     return 0
 
 

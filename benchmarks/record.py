@@ -1,5 +1,6 @@
-"""Appends a benchmark's table to ``benchmarks/RESULTS.md``."""
+"""What every benchmark does with its figures: shows them, and appends them to ``benchmarks/RESULTS.md``."""
 
+import argparse
 import datetime
 import os
 import platform
@@ -9,10 +10,30 @@ from pathlib import Path
 
 import jax
 
+from wmtp_jax.console import out, print_json, table
+
 RESULTS = Path("benchmarks/RESULTS.md")
 
 
-def record(title: str, command: str, rows: Sequence[Sequence[str]]) -> None:
+def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments of a benchmark, with those that all have."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
+    return parser.parse_args(argv)
+
+
+def show(args: argparse.Namespace, title: str, command: str, figures: dict[str, float]) -> None:
+    """Shows the figures of ``command`` (without its ``python -m benchmarks.``), and records them where that is asked."""
+    rows = [[name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"] for name, value in figures.items()]
+    if args.json:
+        print_json(figures)
+    else:
+        out.print(table(title, ["", ""], rows))
+    if args.record:
+        _record(title, f"python -m benchmarks.{command} --record", rows)
+
+
+def _record(title: str, command: str, rows: Sequence[Sequence[str]]) -> None:
     """Appends ``rows`` (name, value), with the date, the device, the versions and the commit."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     device = (

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.record import RESULTS, record
-from wmtp_jax.console import err, out, print_json, table
+from benchmarks.record import parse_arguments, show
+from wmtp_jax.console import err
 from wmtp_jax.errors import Failure, run_command
 from wmtp_jax.training.tracking import read_metrics
 
@@ -31,20 +31,12 @@ SKIPPED = 3  # first steps, which warm up
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scores", description=__doc__)
     parser.add_argument("--steps", type=int, default=20, help="updates that are timed (default: 20)")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     if not DATA.exists():
         _run("wmtp_jax.prepare", "--dataset", "mini", "--output", str(DATA))
     with tempfile.TemporaryDirectory() as name:
         figures = _measure(Path(name), args.steps)
-    rows = [[key, f"{value:.3g}"] for key, value in figures.items()]
-    if args.json:
-        print_json(figures)
-    else:
-        out.print(table(TITLE, ["", ""], rows))
-    if args.record:
-        record(TITLE, f"python -m benchmarks.scores --steps {args.steps} --record", rows)
+    show(args, TITLE, f"scores --steps {args.steps}", figures)
     return 0
 
 

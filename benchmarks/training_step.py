@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import RESULTS, record
+from benchmarks.record import parse_arguments, show
 from wmtp_jax.config import Settings
-from wmtp_jax.console import err, out, print_json, table
+from wmtp_jax.console import err
 from wmtp_jax.data.batches import build_rows
 from wmtp_jax.data.pack import Rows
 from wmtp_jax.data.sample import draw
@@ -41,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__)
     parser.add_argument("--steps", type=int, default=8, help="updates that are timed (default: 8)")
     parser.add_argument("--data", type=Path, default=Path("storage/datasets_v2/mini"), help="a processed data set")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     settings = load_settings(Path("configs/baseline/micro.yaml"))
     config = settings.model.architecture
     assert config is not None
@@ -69,14 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         "ours_over_torch_eager": torch_s / full_s,
         "peak_memory_gb_both": device_memory_gb(),
     }
-    rows = [[name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"] for name, value in figures.items()]
-    if args.json:
-        print_json(figures)
-    else:
-        out.print(table("Training step, micro preset", ["", ""], rows))
-    if args.record:
-        command = f"python -m benchmarks.training_step --steps {args.steps} --record"
-        record("Training step, micro preset", command, rows)
+    show(args, "Training step, micro preset", f"training_step --steps {args.steps}", figures)
     return 0
 
 
