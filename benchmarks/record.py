@@ -23,7 +23,7 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> 
 
 
 def show(args: argparse.Namespace, title: str, command: str, figures: dict[str, float]) -> None:
-    """Shows the figures of ``command`` (without its ``python -m benchmarks.``), and records them where that is asked."""
+    """Shows the figures of ``command`` (what follows ``python -m benchmarks.``); records them where that is asked."""
     rows = [[name, f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"] for name, value in figures.items()]
     if args.json:
         print_json(figures)
