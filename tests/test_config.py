@@ -162,3 +162,17 @@ def test_environment_file_keeps_secrets_secret(tmp_path: Path, monkeypatch: pyte
     environment = Environment()
     assert environment.mlflow_tracking_password.get_secret_value() == "hunter2"
     assert "hunter2" not in repr(environment)
+
+
+def test_choices_are_those_of_what_they_choose():
+    """The types of settings list them again, for the schema."""
+    from typing import get_args
+
+    from wmtp_jax.config import CriticSettings, ModelSettings, TrainingSettings
+    from wmtp_jax.models.attention import KERNELS
+    from wmtp_jax.models.config import VALUE_HEADS
+    from wmtp_jax.models.mtp import REMAT
+
+    assert get_args(TrainingSettings.model_fields["remat"].annotation) == tuple(REMAT)
+    assert get_args(ModelSettings.model_fields["attention"].annotation) == ("auto", *KERNELS)
+    assert get_args(CriticSettings.model_fields["value_head"].annotation) == VALUE_HEADS

@@ -28,7 +28,7 @@ from jax.typing import DTypeLike
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.lora import LoRAConfig
 from wmtp_jax.models.mtp import MTPTransformer
-from wmtp_jax.parallel.sharding import parameter_name, parameter_shardings, parameter_spec
+from wmtp_jax.parallel.sharding import parameter_name, parameter_shardings, parameter_spec, placed
 
 FORMAT_VERSIONS = (1, 2)  # 2: with a base, which an earlier program would not look for
 CONFIG_FILE, PARAMS_FOLDER, ADAPTER_FOLDER, TOKENIZER_FOLDER = "config.json", "params", "adapter", "tokenizer"
@@ -303,11 +303,8 @@ def _write_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _restore(path: Path, shapes: Any, shardings: Any) -> Any:
     if not path.is_dir():
         raise ValueError(f"{path}: no parameters there")
-    target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-    )
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, target)
+            return checkpointer.restore(path, placed(shapes, shardings))
     except Exception as error:  # Orbax raises many kinds; the remedy is the same for all
         raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error

@@ -61,6 +61,11 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, params)
 
 
+def placed(shapes: Any, places: Any) -> Any:
+    """Shapes and types of arrays, with where they lie: what a program is traced for and a checkpoint is read into."""
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+
+
 def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
     """Rows of a batch over the data and fsdp axes; ``batch_axis`` is where the rows are counted."""
     return NamedSharding(mesh, P(*(None,) * batch_axis, BATCH_AXES))

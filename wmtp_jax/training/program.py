@@ -20,7 +20,7 @@ from wmtp_jax.models import store
 from wmtp_jax.models.attention import choose_kernel
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.mtp import MTPTransformer
-from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings
+from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings, placed
 from wmtp_jax.training.objective import Objective
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.scoring import make_scorer
@@ -108,8 +108,7 @@ class Program:
         """Shapes and places of the frozen model's parameters."""
         assert self.frozen is not None
         _, shapes = store.build(self.frozen, param_dtype=self.settings.model.param_dtype)
-        places = parameter_shardings(shapes, self.mesh)
-        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+        return placed(shapes, parameter_shardings(shapes, self.mesh))
 
     def trace_score(self) -> Any:
         """The frozen model's scores of a batch, ``(params, tokens, segment_ids) -> scores``."""
@@ -117,7 +116,8 @@ class Program:
         assert self.stage.scorer is not None
         options = model_options(self.settings, self.frozen, self.mesh) | {"remat": "none"}
         graphdef, _ = store.build(self.frozen, **options)
-        rows = self._train_rows().map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding))
+        rows = self._train_rows()
+        rows = placed(rows, rows.map(lambda _: self.batch_sharding))
         scorer = jax.jit(make_scorer(graphdef, self.stage.scorer), out_shardings=self.batch_sharding)
         return scorer.trace(self.frozen_shapes(), rows.tokens, rows.segment_ids)
 
@@ -163,11 +163,7 @@ def make_program(
     optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
     _check_offload(settings, mesh)
     shardings = state_shardings(shapes, optimizer, mesh, objective.trains, host=settings.training.offload_optimizer)
-    state = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(partial(init_state, optimizer=optimizer, trains=objective.trains), shapes),
-        shardings,
-    )
+    state = jax.eval_shape(partial(init_state, optimizer=optimizer, trains=objective.trains), shapes)
     return Program(
         stage=stage,
         settings=settings,
@@ -176,7 +172,7 @@ def make_program(
         total_steps=total_steps,
         rows_per_step=rows_per_step,
         shardings=shardings,
-        state=state,
+        state=placed(state, shardings),
         graphdef=graphdef,
         optimizer=optimizer,
         mesh=mesh,
