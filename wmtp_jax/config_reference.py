@@ -18,6 +18,7 @@ from wmtp_jax.config import Settings
 from wmtp_jax.models.config import ModelConfig, RopeScaling
 
 SCHEMA, README, PLAN = Path("configs/schema.json"), Path("configs/README.md"), Path("configs/plan.json")
+_PARTS = ("parameters", "gradients", "optimizer", "scorer", "activations")
 # Types of the architecture's fields, for people.
 _KINDS = {
     "int": "integer",
@@ -53,18 +54,18 @@ def reference_text() -> str:
 def plan_text(records: list[dict[str, Any]]) -> str:
     """Markdown: what each production preset takes of a card, as recorded."""
     lines = [
-        "| preset | cards | remat | parameters | optimizer | activations and the rest | peak | to spare | step | "
-        "tokens/s | run |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| preset | cards | remat | parameters | gradients | optimizer | frozen scorer | activations and the rest | "
+        "peak | to spare | step | tokens/s | run |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in records:
-        sizes = [f"{r[f'{name}_bytes'] / 2**30:.1f}" for name in ("parameters", "optimizer", "activations")]
+        sizes = [f"{r[f'{name}_bytes'] / 2**30:.1f}" for name in _PARTS]
         lines.append(
             f"| `{r['stage']}` | {r['devices']} x {r['device']} | `{r['remat']}` | {' | '.join(sizes)} | "
             f"{r['peak_bytes_per_device'] / 2**30:.1f} | {r['spare_fraction']:.0%} | {r['step_seconds']:.1f} s | "
             f"{r['tokens_per_second']:,.0f} | {r['hours']:.1f} h |"
         )
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def readme_text(old: str) -> str:
