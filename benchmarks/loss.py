@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.loss [--width 512] [--vocabulary 32000] [--json] [--record]``. Both give the token losses of
 4 heads over 2,048 positions and the gradients of hidden states and output matrix, in one compiled program each, timed
-in turn. ``floor`` is the time of the three products that any way needs, at the measured speed of a large product.
+in turn. Differences are relative, of the whole arrays (Frobenius norms). ``floor`` is the time of the three products
+that any way needs, at the measured speed of a large product.
 On a GPU the types are bfloat16, as in training.
 """
 
@@ -75,7 +76,7 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
     figures["ours_over_naive_temporaries"] = figures["ours_temporaries_mib"] / figures["naive_temporaries_mib"]
     for number, name in enumerate(("loss", "hidden_gradient", "output_gradient")):
         ours, naive = (results[form][number].astype(jnp.float32) for form in ("ours", "naive"))
-        figures[f"relative_difference_{name}"] = float(jnp.abs(ours - naive).max() / jnp.abs(naive).max())
+        figures[f"relative_difference_{name}"] = float(jnp.linalg.norm(ours - naive) / jnp.linalg.norm(naive))
     return figures
 
 
