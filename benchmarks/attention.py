@@ -8,15 +8,14 @@ the plain causal form.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import parse_arguments, show
+from benchmarks.record import parse_arguments, show, time_in_turn
 from wmtp_jax.errors import run_command
 from wmtp_jax.models.attention import KERNELS, attend, choose_kernel, documents
 
@@ -61,15 +60,11 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
 
             name = f"{kernel}_{'packed' if packed else 'one_document'}"
             programs[name] = jax.jit(both).lower(q, k, v, cotangent).compile()
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(args.repeats + 1):  # in turn; the first round warms up
-        for name, run in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run(q, k, v, cotangent))
-            times[name].append(time.perf_counter() - start)
+    inputs = q, k, v, cotangent
+    times = time_in_turn({name: partial(run, *inputs) for name, run in programs.items()}, args.repeats)
     figures: dict[str, float] = {}
     for name, run in programs.items():
-        figures[f"{name}_milliseconds"] = 1e3 * statistics.median(times[name][1:])
+        figures[f"{name}_milliseconds"] = 1e3 * times[name]
         figures[f"{name}_temporaries_mib"] = run.memory_analysis().temp_size_in_bytes / 2**20
     for name in programs:
         naive = f"xla_{name.partition('_')[2]}"

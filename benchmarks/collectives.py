@@ -38,7 +38,8 @@ def _measure() -> dict[str, float]:
     if plan["compiled_for"] != "a100-80gb":
         raise Failure("the CUDA plugin of JAX is missing, and CPU devices send other things: pip install '.[plan]'")
     settings = load_settings(production_preset("baseline"))
-    weights = store.count_params(store.build(settings.model.architecture)[1])["total"]  # type: ignore[arg-type]
+    assert settings.model.architecture is not None
+    weights = store.count_params(store.build(settings.model.architecture)[1])["total"]
     micro_steps = settings.training.gradient_accumulation_steps
     floor = 3 * weights * BYTES[settings.model.compute_dtype] / 1e9
     moved = {part["kind"]: part["bytes"] / micro_steps / 1e9 for part in plan["collectives"]}

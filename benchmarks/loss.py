@@ -10,15 +10,14 @@ On a GPU the types are bfloat16, as in training.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import parse_arguments, show
+from benchmarks.record import parse_arguments, show, time_in_turn
 from wmtp_jax.errors import run_command
 from wmtp_jax.losses.cross_entropy import logits_cross_entropy, token_cross_entropy
 from wmtp_jax.training.throughput import matmul_peak
@@ -60,15 +59,11 @@ def _measure(args: argparse.Namespace) -> dict[str, float]:
 
         programs[name] = jax.jit(both).lower(hidden, output, targets, cotangent).compile()
     results = {name: jax.block_until_ready(run(hidden, output, targets, cotangent)) for name, run in programs.items()}
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(args.repeats):  # in turn: what else the machine does meets both
-        for name, run in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run(hidden, output, targets, cotangent))
-            times[name].append(time.perf_counter() - start)
+    inputs = hidden, output, targets, cotangent
+    times = time_in_turn({name: partial(run, *inputs) for name, run in programs.items()}, args.repeats)
     figures: dict[str, float] = {}
     for name, run in programs.items():
-        figures[f"{name}_seconds"] = statistics.median(times[name])
+        figures[f"{name}_seconds"] = times[name]
         figures[f"{name}_temporaries_mib"] = run.memory_analysis().temp_size_in_bytes / 2**20
     products = 3 * 2.0 * HEADS * args.rows * POSITIONS * args.width * args.vocabulary
     figures["floor_seconds"] = products / matmul_peak(dtype)

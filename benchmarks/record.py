@@ -4,8 +4,10 @@ import argparse
 import datetime
 import os
 import platform
+import statistics
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -20,6 +22,20 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: list[str] | None) -> 
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--record", action="store_true", help=f"append the table to {RESULTS}")
     return parser.parse_args(argv)
+
+
+def time_in_turn(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each call, over rounds in which all run: what else the machine does meets all of them alike.
+
+    A round more comes first and is not counted.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(of_call[1:]) for name, of_call in times.items()}
 
 
 def show(args: argparse.Namespace, title: str, command: str, figures: dict[str, float]) -> None:

@@ -8,16 +8,14 @@ same tokens: AdamW, gradient clipping, float32. Times are medians of whole updat
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import parse_arguments, show
+from benchmarks.record import parse_arguments, show, time_in_turn
 from wmtp_jax.config import Settings
 from wmtp_jax.console import err
 from wmtp_jax.data.batches import build_rows
@@ -106,7 +104,7 @@ def _time_ours(settings: Settings, config: ModelConfig, rows: Rows, steps: int) 
         state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
 
-    return compile_seconds, _median(once, steps)
+    return compile_seconds, time_in_turn({"step": once}, steps)["step"]
 
 
 def _time_torch(settings: Settings, config: ModelConfig, rows: Rows, steps: int) -> float:
@@ -134,17 +132,7 @@ def _time_torch(settings: Settings, config: ModelConfig, rows: Rows, steps: int)
         torch.nn.utils.clip_grad_norm_(tensors.values(), training.max_grad_norm)
         optimizer.step()
 
-    return _median(once, steps)
-
-
-def _median(once: Callable[[], None], steps: int) -> float:
-    once()
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        once()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return time_in_turn({"step": once}, steps)["step"]
 
 
 if __name__ == "__main__":

@@ -88,9 +88,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _prepare_jax(args: argparse.Namespace) -> None:
-    """Nothing runs on a GPU here, and none is looked for; must come before JAX is imported."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    """Nothing runs on a GPU here, and none is looked for; must come before JAX is used."""
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # read when the plugin starts
     import jax
 
     from wmtp_jax.planning.cards import CARDS, silence_libraries
@@ -105,6 +104,8 @@ def _prepare_jax(args: argparse.Namespace) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    # Not JAX_PLATFORMS: JAX, which the settings import, has read its environment by now.
+    jax.config.update("jax_platforms", "cpu")
     if args.estimate:
         jax.config.update("jax_num_cpu_devices", args.devices)
     silence_libraries()
@@ -173,6 +174,8 @@ def _suggest(stage: Stage, settings: Settings, args: argparse.Namespace) -> str:
 
 
 def _show(figures: dict[str, Any], args: argparse.Namespace) -> None:
+    from wmtp_jax.planning.cards import DEVICES_A_HOST
+
     def size(name: str) -> str:
         return f"{figures[name] / GIB:,.2f} GiB"
 
@@ -214,8 +217,6 @@ def _show(figures: dict[str, Any], args: argparse.Namespace) -> None:
     out.print(f"{fits}: {peak:,.1f} GiB of {limit / GIB:,.1f} ({kept:.0%} of a card are kept free)", highlight=False)
     if "suggestion" in figures:
         out.print(figures["suggestion"], highlight=False, soft_wrap=True)
-    from wmtp_jax.planning.cards import DEVICES_A_HOST
-
     if figures["devices"] > DEVICES_A_HOST:
         out.print(
             f"more than {DEVICES_A_HOST} cards: the network between hosts is slower than NVLink, and not reckoned"

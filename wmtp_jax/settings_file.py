@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeGuard, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -159,10 +159,10 @@ def _known_names(location: list[str]) -> list[str]:
 def _elsewhere(key: str) -> str | None:
     """A hint for a setting that exists in another part."""
     for part, field in Settings.model_fields.items():
-        if _is_part(field.annotation) and key in field.annotation.model_fields:  # type: ignore[union-attr]
+        if _is_part(field.annotation) and key in field.annotation.model_fields:
             return f"did you mean {part}.{key}?"
     return None
 
 
-def _is_part(annotation: Any) -> bool:
+def _is_part(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)

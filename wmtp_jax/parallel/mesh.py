@@ -20,7 +20,8 @@ def resolve_shape(shape: tuple[int, int, int], n_devices: int) -> tuple[int, int
     if shape.count(-1) > 1:
         raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))}: only one axis may be -1 (the rest)")
     if shape.count(-1) and n_devices % rest == 0:
-        shape = tuple(n_devices // rest if size == -1 else size for size in shape)  # type: ignore[assignment]
+        data, fsdp, tensor = (n_devices // rest if size == -1 else size for size in shape)
+        shape = data, fsdp, tensor
     if math.prod(shape) != n_devices:
         raise ValueError(
             f"runtime.mesh {dict(zip(AXES, shape, strict=True))} does not fit: its sizes must multiply to the "

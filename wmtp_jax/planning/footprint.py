@@ -71,9 +71,10 @@ def read_footprint(
         scorer = _compile(program.trace_score(), estimate) if program.frozen else None
     memory = compiled.memory_analysis()
     state = program.state
+    trained, _ = split_params(state.params, program.objective.trains)
     bytes_of = {
         "parameters": _bytes_per_device(state.params),
-        "gradients": _gradient_bytes(program),
+        "gradients": _bytes_per_device(trained, np.float32),  # the sum over micro-batches
         "optimizer": _bytes_per_device(state.opt_state),
         "frozen": _bytes_per_device(program.frozen_shapes()) if program.frozen else 0,
     }
@@ -210,14 +211,12 @@ def _holds_scores(text: str, program: Program) -> bool:
     return any(math.prod(int(size) for size in leading.split(",") if size) == scores for leading in shapes)
 
 
-def _bytes_per_device(tree: Any) -> int:
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _gradient_bytes(program: Program) -> int:
-    """Of the float32 sum over micro-batches, which has the placement of the parameters."""
-    trained, _ = split_params(program.state.params, program.objective.trains)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(trained))
+def _bytes_per_device(tree: Any, dtype: Any = None) -> int:
+    """Of the largest share that a device has of each array, in its own type or in ``dtype``."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(dtype or leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _flops(program: Program, schedule: Schedule) -> dict[str, float]:
