@@ -1,238 +1,245 @@
-"""A processed data set on disk, written whole or not at all, read row by row.
+"""A processed data set on disk: texts and tokens in Arrow files that are mapped into memory, not read.
 
 ```
 DIR/
-  dataset.json         where it comes from, counts, what was left out and why, fingerprint
-  <split>.jsonl        one `Example` a line; splits: train, valid, test
-  <split>.index.npz    for each row: offset, problem, is_correct, difficulty; sampling reads only this
-  tests.jsonl          test cases of the problems, for the judge alone
-  tokenizer/           only where one was trained on the data (mini)
+  dataset.json                         where it comes from, counts, what was left out and why, files, fingerprint
+  parts/00000/<split>.prompts.arrow    task_id, key, instruction, input, metadata, difficulty, where, tokens
+  parts/00000/<split>.solutions.arrow  prompt, is_correct, output, key, tokens
+  <split>.index.npz                    for each solution and prompt what sampling needs, so that it reads nothing else
+  tests.jsonl.gz                       test cases of the problems, for the judge alone
+  lengths.png                          histogram of token lengths
+  tokenizer/                           what made the tokens
 ```
+A prompt stands once for all its solutions, as text and as tokens; a solution's tokens follow those of its prompt.
+Splits are train, valid and test. `wmtp_jax.data.writer` writes the folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import zipfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from wmtp_jax.data.schema import Example, parse_example
+from wmtp_jax.data.schema import Example
+from wmtp_jax.data.tokenize import TokenizedExample
 from wmtp_jax.errors import UserError
-from wmtp_jax.files import new_directory, reading
+from wmtp_jax.files import reading
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "valid", "test")
-MANIFEST, TESTS, TOKENIZER = "dataset.json", "tests.jsonl", "tokenizer"
+MANIFEST, PARTS, TESTS, TOKENIZER = "dataset.json", "parts", "tests.jsonl.gz", "tokenizer"
+
+
+class Index(NamedTuple):
+    """What is known of a split without reading it: N solutions, P prompts, M problems, K parts.
+
+    Attributes:
+      place: (N,) int64, where a solution stands when all parts' solutions are counted through.
+      prompt: (N,) int32, its prompt, counted through all parts.
+      is_correct: (N,) bool.
+      n_response: (N,) int32, tokens of the response, end-of-sequence included; 0 without a tokenizer.
+      problem: (P,) int32, the problem of a prompt, in the order in which they first come.
+      difficulty: (P,) int64, as in the source; 0 is unknown.
+      n_prompt: (P,) int32, tokens of the prompt, beginning-of-sequence included.
+      first_prompt: (M,) int32, the prompt that names a problem.
+      parts: (K,) int32, numbers of the parts that hold some of the split.
+      solution_starts, prompt_starts: (K + 1,) int64, where these parts begin and end.
+    """
+
+    place: np.ndarray
+    prompt: np.ndarray
+    is_correct: np.ndarray
+    n_response: np.ndarray
+    problem: np.ndarray
+    difficulty: np.ndarray
+    n_prompt: np.ndarray
+    first_prompt: np.ndarray
+    parts: np.ndarray
+    solution_starts: np.ndarray
+    prompt_starts: np.ndarray
 
 
 class Split:
-    """One split of a data set: its index in memory, its rows on disk.
+    """One split of a data set: its index in memory, its texts and tokens on disk.
 
     Attributes:
-      name, path: of the split and its file.
-      problem: (N,) int32, number of the problem a row belongs to.
+      name, path: of the split; the path is for messages.
+      problem: (N,) int32, number of the problem of each solution.
       is_correct: (N,) bool.
       difficulty: (N,) int64, as in the source; 0 is unknown.
-      task_ids: name of each problem, by number.
+      n_prompt: (N,) int32, tokens of the prompt.
+      lengths: (N,) int32, tokens of the whole example: beginning-of-sequence, prompt, response, end-of-sequence.
+      n_problems: M.
     """
 
-    def __init__(self, path: Path, index: dict[str, np.ndarray]):
-        self.path, self.name = path, path.stem
-        self._offset = index["offset"]
-        self.problem, self.is_correct = index["problem"], index["is_correct"]
-        self.difficulty, self.task_ids = index["difficulty"], index["task_ids"]
+    def __init__(self, directory: Path, name: str, index: Index):
+        self.path, self.name = directory / name, name
+        self._index = index
+        self.is_correct = index.is_correct
+        self.problem, self.difficulty = index.problem[index.prompt], index.difficulty[index.prompt]
+        self.n_prompt = index.n_prompt[index.prompt]
+        self.lengths = self.n_prompt + index.n_response
+        self.n_problems = len(index.first_prompt)
+        self._solutions, self._prompts = (
+            _Table(starts, [read_arrow(part_file(directory, part, name, kind)) for part in index.parts])
+            for starts, kind in ((index.solution_starts, "solutions"), (index.prompt_starts, "prompts"))
+        )
 
     def __len__(self) -> int:
-        return len(self._offset)
+        return len(self._index.place)
 
-    def read(self, rows: Sequence[int] | np.ndarray) -> list[Example]:
-        """Reads rows by number, in the order asked for. Raises UserError naming file and line."""
-        examples = []
-        with reading(self.path), self.path.open("rb") as file:
-            for row in rows:
-                file.seek(int(self._offset[row]))
-                examples.append(parse_example(file.readline(), f"{self.path} line {int(row) + 1}"))
-        return examples
+    def task_id(self, problem: int) -> str:
+        """The name of a problem."""
+        return str(self._prompts.value("task_id", self._index.first_prompt[problem]))
 
+    @property
+    def task_ids(self) -> list[str]:
+        """Names of all problems, by number."""
+        return [self.task_id(number) for number in range(self.n_problems)]
 
-class Writer:
-    """Writes a data set, one example after another, in bounded memory. Made by `create_dataset`."""
+    def read(self, rows: Iterable[int]) -> list[Example]:
+        """Texts of solutions by number, in the order asked for."""
+        return [self._example(int(row)) for row in rows]
 
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.left_out: Counter[str] = Counter()
-        self._files: dict[str, Any] = {}
-        self._indices: dict[str, _Index] = {}
-        self._tests = (directory / TESTS).open("w", encoding="utf-8")
+    def tokens(self, row: int) -> TokenizedExample:
+        """Tokens of a solution: its prompt and its response."""
+        index = self._index
+        prompt = self._prompts.tokens(index.prompt[row])
+        response = self._solutions.tokens(index.place[row])
+        tokens = np.empty(len(prompt) + len(response), np.int32)
+        tokens[: len(prompt)], tokens[len(prompt) :] = prompt, response
+        return TokenizedExample(tokens, len(prompt), float(index.is_correct[row]))
 
-    def add(self, split: str, example: Example) -> None:
-        """Appends one example to a split."""
-        if split not in self._files:
-            self._files[split] = (self.directory / f"{split}.jsonl").open("wb")
-            self._indices[split] = _Index()
-        line = example.model_dump_json().encode() + b"\n"
-        self._files[split].write(line)
-        self._indices[split].add(example, len(line))
-
-    def add_tests(self, tests: dict[str, Any]) -> None:
-        """Appends one problem's test cases."""
-        self._tests.write(json.dumps(tests, ensure_ascii=False) + "\n")
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Problems, correct and incorrect solutions of each split."""
-        return {split: self._indices[split].counts() for split in SPLITS if split in self._indices}
-
-    def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Writes indices and manifest; returns the manifest."""
-        for split, file in self._files.items():
-            file.close()
-            self._indices[split].save(self.directory / f"{split}.jsonl")
-        self._tests.close()
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            **facts,
-            "splits": self.counts(),
-            "left_out": dict(sorted(self.left_out.items())),
-            "fingerprint": data_fingerprint(self.directory),
-        }
-        (self.directory / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-        return manifest
-
-    def close(self) -> None:
-        for file in (*self._files.values(), self._tests):
-            file.close()
+    def _example(self, row: int) -> Example:
+        prompt, place = self._index.prompt[row], self._index.place[row]
+        return Example(
+            **{name: self._prompts.value(name, prompt) for name in ("task_id", "instruction", "input")},
+            output=self._solutions.value("output", place),
+            is_correct=bool(self._index.is_correct[row]),
+            metadata=json.loads(self._prompts.value("metadata", prompt)),
+        )
 
 
-@contextlib.contextmanager
-def create_dataset(directory: Path, overwrite: bool) -> Iterator[Writer]:
-    """A writer whose data set appears at ``directory`` when the context is left without an error.
+class _Table:
+    """Rows of one kind, over all parts; tokens are views of the files' own memory."""
 
-    Until then it is written beside it and nothing at ``directory`` changes; an error or an interruption
-    leaves nothing behind.
+    def __init__(self, starts: np.ndarray, parts: Sequence[pa.RecordBatch]):
+        self._starts, self._parts = starts, parts
+        self._tokens = [(part["tokens"].offsets.to_numpy(), part["tokens"].values.to_numpy()) for part in parts]
+
+    def value(self, name: str, number: int) -> Any:
+        part = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._parts[part][name][int(number - self._starts[part])].as_py()
+
+    def tokens(self, number: int) -> np.ndarray:
+        part = int(np.searchsorted(self._starts, number, side="right")) - 1
+        offsets, values = self._tokens[part]
+        at = int(number - self._starts[part])
+        return values[offsets[at] : offsets[at + 1]]
+
+
+def read_arrow(path: Path) -> pa.RecordBatch:
+    """The one batch of a file, mapped into memory."""
+    with reading(path):
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        except pa.ArrowException as error:
+            raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); prepare the data set again") from error
+
+
+def part_file(directory: Path, part: int, split: str, kind: str) -> Path:
+    """File of the ``prompts`` or ``solutions`` of a split in a part."""
+    return directory / PARTS / f"{part:05}" / f"{split}.{kind}.arrow"
+
+
+def index_file(directory: Path, split: str) -> Path:
+    """File of the `Index` of a split."""
+    return directory / f"{split}.index.npz"
+
+
+def is_dataset(directory: Path) -> bool:
+    """Whether a folder holds a data set."""
+    return (directory / MANIFEST).is_file()
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """``dataset.json``.
 
     Raises:
-      UserError: ``directory`` exists and ``overwrite`` is not set, or it cannot be written.
+      UserError: there is no data set, or it is damaged, or of another version.
     """
-    with new_directory(directory, overwrite=overwrite, is_ours=_is_dataset, what="data set") as partial:
-        writer = Writer(partial)
-        try:
-            yield writer
-        finally:
-            writer.close()
-
-
-def _is_dataset(directory: Path) -> bool:
-    return (directory / MANIFEST).exists()
+    if not is_dataset(directory):
+        raise UserError(
+            f"{directory}: no such data set; make it with `python -m wmtp_jax.prepare --dataset mini "
+            f"--output {directory}` (--help lists other data sets), or name another "
+            "(setting dataset.path, option --data)"
+        )
+    path = directory / MANIFEST
+    try:
+        with reading(path):
+            manifest = json.loads(path.read_text())
+        version = manifest["format_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: damaged ({error}); prepare the data set again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{directory}: a data set of format {version}, made by another version of wmtp_jax (this one reads "
+            f"{FORMAT_VERSION}); prepare it again"
+        )
+    return dict(manifest)
 
 
 def open_split(directory: Path, name: str) -> Split:
-    """Opens a split.
-
-    Where the index is missing or was made for another file (by size and time, else by SHA-256), it is made again
-    (and kept, if the folder can be written), which checks every line.
+    """Opens a split, and checks its files against the manifest: by size and time, else by SHA-256.
 
     Raises:
-      UserError: no data set there, no such split, no row in it, or a broken row (file and line).
+      UserError: no data set there, no such split, or a file of it that is absent or damaged.
     """
-    path = directory / f"{name}.jsonl"
-    if not path.is_file():
-        if not directory.is_dir():
-            raise UserError(
-                f"{directory}: no such data set; make it with `python -m wmtp_jax.prepare --dataset mini "
-                f"--output {directory}` (--help lists other data sets), or name another "
-                "(setting dataset.path, option --data)"
-            )
-        found = [split for split in SPLITS if (directory / f"{split}.jsonl").is_file()]
+    manifest = read_manifest(directory)
+    if name not in manifest["splits"]:
         raise UserError(
-            f"{path}: the data set has no split {name!r} (it has: {', '.join(found) or 'none'}); prepare it again, "
-            "with --validation-fraction above 0 where the source has no validation problems"
+            f"{directory}: the data set has no split {name!r} (it has: {', '.join(manifest['splits']) or 'none'}); "
+            "prepare it again, with --validation-fraction above 0 where the source has no validation problems"
         )
-    state = path.stat()
-    if state.st_size == 0:
-        raise UserError(f"{path}: the split is empty; prepare the data set again")
-    index_path = _index_path(path)
-    if index_path.is_file():
-        # What a damaged file raises; it is made again below.
-        damaged = ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile
-        with contextlib.suppress(*damaged), np.load(index_path) as stored:
-            index = dict(stored)
-            unchanged = (int(index["size"]), int(index["mtime_ns"])) == (state.st_size, state.st_mtime_ns)
-            if unchanged or str(index["sha256"]) == _sha256(path):
-                return Split(path, index)
-    built = _Index()
-    with reading(path), path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            built.add(parse_example(line, f"{path} line {number}"), len(line))
-    with contextlib.suppress(OSError):  # a read-only folder: the index in memory does
-        built.save(path)
-    return Split(path, built.arrays(path))
+    for file, facts in manifest["files"].items():
+        if Path(file).name.startswith(f"{name}."):
+            _check_file(directory / file, facts)
+    path = index_file(directory, name)
+    try:
+        with np.load(path) as stored:
+            index = Index(**stored)
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error}); prepare the data set again") from error
+    return Split(directory, name, index)
 
 
 def data_fingerprint(directory: Path) -> str:
-    """SHA-256 over the splits as they are now: a row mended by hand makes another data set.
-
-    Raises:
-      UserError: a split cannot be read.
-    """
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        path = directory / f"{split}.jsonl"
-        if path.is_file():
-            digest.update(bytes.fromhex(_sha256(path)))
-    return digest.hexdigest()
+    """SHA-256 over the contents of all splits, as `open_split` checks them."""
+    return str(read_manifest(directory)["fingerprint"])
 
 
-class _Index:
-    """The index of a split while it is made."""
-
-    def __init__(self) -> None:
-        self._problems: dict[str, int] = {}
-        self._rows: list[tuple[int, int, bool, int]] = []
-        self._size = 0
-
-    def add(self, example: Example, n_bytes: int) -> None:
-        problem = self._problems.setdefault(example.task_id, len(self._problems))
-        difficulty = example.metadata.get("difficulty")
-        if isinstance(difficulty, float) and difficulty.is_integer():  # as pandas writes whole numbers
-            difficulty = int(difficulty)
-        difficulty = difficulty if isinstance(difficulty, int) and abs(difficulty) < 2**63 else 0
-        self._rows.append((self._size, problem, example.is_correct, difficulty))
-        self._size += n_bytes
-
-    def arrays(self, path: Path) -> dict[str, np.ndarray]:
-        offset, problem, is_correct, difficulty = zip(*self._rows, strict=True)
-        return {
-            "offset": np.array(offset, np.int64),
-            "problem": np.array(problem, np.int32),
-            "is_correct": np.array(is_correct, bool),
-            "difficulty": np.array(difficulty, np.int64),
-            "task_ids": np.array(list(self._problems)),
-            "size": np.array(self._size, np.int64),
-            "mtime_ns": np.array(path.stat().st_mtime_ns, np.int64),
-            "sha256": np.array(_sha256(path)),
-        }
-
-    def counts(self) -> dict[str, int]:
-        correct = sum(row[2] for row in self._rows)
-        return {"problems": len(self._problems), "correct": correct, "incorrect": len(self._rows) - correct}
-
-    def save(self, path: Path) -> None:
-        temporary = path.with_suffix(".index.partial.npz")
-        np.savez(temporary, allow_pickle=False, **self.arrays(path))
-        temporary.replace(_index_path(path))
+def file_facts(path: Path) -> dict[str, Any]:
+    """What the manifest keeps of a file."""
+    state = path.stat()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest}
 
 
-def _sha256(path: Path) -> str:
-    with reading(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _index_path(path: Path) -> Path:
-    return path.with_suffix(".index.npz")
+def _check_file(path: Path, facts: dict[str, Any]) -> None:
+    with reading(path):
+        state = path.stat()
+        if (state.st_size, state.st_mtime_ns) == (facts["bytes"], facts["mtime_ns"]):
+            return
+        # A copy has another time, and is read through once at every start.
+        if state.st_size != facts["bytes"] or file_facts(path)["sha256"] != facts["sha256"]:
+            raise UserError(
+                f"{path}: damaged or changed ({state.st_size:,} bytes, {facts['bytes']:,} were written); copy it "
+                "again, or prepare the data set again"
+            )

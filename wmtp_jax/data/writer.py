@@ -1,0 +1,272 @@
+"""Writes a processed data set part by part, so that a kill loses no more than the part that was being made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from wmtp_jax.data.store import (
+    FORMAT_VERSION,
+    MANIFEST,
+    PARTS,
+    SPLITS,
+    TESTS,
+    Index,
+    file_facts,
+    index_file,
+    part_file,
+    read_arrow,
+)
+from wmtp_jax.errors import UserError
+
+_PART_FILE = "part.json"
+_PART_BYTES = 64 * 2**20  # of texts and tokens; what a kill may cost
+_REPEATED = "repeated solutions"
+
+
+class Batch(NamedTuple):
+    """Some rows of the source, converted.
+
+    Attributes:
+      prompts, solutions: of each split, in the columns of `wmtp_jax.data.store`; ``prompt`` counts from 0 in each.
+      names: hash and place of each problem of which the source has one row; a second one is an error.
+      tests: test cases, gzipped lines.
+      left_out: solutions that are not among them, by reason.
+      next_row: (file, row) of the source at which the next batch begins.
+    """
+
+    prompts: dict[str, pa.RecordBatch]
+    solutions: dict[str, pa.RecordBatch]
+    names: list[tuple[int, str, str]]
+    tests: bytes
+    left_out: Counter[str]
+    next_row: tuple[int, int]
+
+
+def hash_texts(*texts: str) -> int:
+    """64 bits that tell texts apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+class Writer:
+    """Writes batches in their order. What stands in ``directory`` from an interrupted run is gone on with.
+
+    Attributes:
+      next_row: (file, row) of the source at which to go on.
+      n_solutions, n_resumed: solutions that are written, and how many of them were there already.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.next_row = (0, 0)
+        self.left_out: Counter[str] = Counter()
+        self.n_solutions = 0
+        self._batches: list[Batch] = []
+        self._bytes = 0
+        self._names: set[int] = set()
+        self._largest: dict[str, int] = {}
+        self._n_parts = 0
+        (directory / PARTS).mkdir(exist_ok=True)
+        for part in sorted((directory / PARTS).iterdir()):
+            if part.suffix:  # it was being written
+                shutil.rmtree(part)
+                continue
+            facts = json.loads((part / _PART_FILE).read_text())
+            self.next_row, self.left_out = tuple(facts["next_row"]), Counter(facts["left_out"])
+            self.n_solutions, self._n_parts = facts["n_solutions"], self._n_parts + 1
+            self._names.update(facts["names"])
+            self._largest = facts["largest_token"]
+        tests = directory / TESTS
+        tests.touch()
+        with tests.open("rb+") as file:
+            file.truncate(facts["tests_bytes"] if self._n_parts else 0)
+        self._tests = tests.open("ab")
+        self.n_resumed = self.n_solutions
+
+    def add(self, batch: Batch) -> None:
+        """Takes a batch; writes a part where there is enough for one.
+
+        Raises:
+          UserError: a problem stands in the source twice.
+        """
+        for key, name, where in batch.names:
+            if key in self._names:
+                raise UserError(f"{where}: the problem {name!r} stands {self._where(key)} already; remove one")
+            self._names.add(key)
+        self._batches.append(batch)
+        self._bytes += sum(b.nbytes for kind in batch[:2] for b in kind.values()) + len(batch.tests)
+        self.n_solutions += sum(len(solutions) for solutions in batch.solutions.values())
+        if self._bytes >= _PART_BYTES:
+            self.write_part()
+
+    def _where(self, key: int) -> str:
+        for batch in self._batches:
+            for other, _, where in batch.names:
+                if other == key:
+                    return f"at {where}"
+        for path in sorted((self.directory / PARTS).glob("*/*.prompts.arrow")):
+            prompts = read_arrow(path)
+            found = np.flatnonzero(prompts["key"].to_numpy() == key)
+            if len(found):
+                return f"at {prompts['where'][int(found[0])].as_py()}"
+        return "before it"
+
+    def write_part(self) -> None:
+        """Writes what is there as a part; it appears whole."""
+        if not self._batches:
+            return
+        part = self.directory / PARTS / f"{self._n_parts:05}"
+        writing = part.with_suffix(".writing")
+        writing.mkdir()
+        for split in SPLITS:
+            batches = [batch for batch in self._batches if split in batch.solutions]
+            if batches:
+                starts = np.cumsum([0, *(len(batch.prompts[split]) for batch in batches)])
+                shifted = [_shift(b.solutions[split], int(start)) for b, start in zip(batches, starts, strict=False)]
+                of_kinds = {"prompts": [batch.prompts[split] for batch in batches], "solutions": shifted}
+                for kind, rows in of_kinds.items():
+                    largest = _write_arrow(writing / f"{split}.{kind}.arrow", rows)
+                    self._largest[split] = max(self._largest.get(split, 0), largest)
+        for batch in self._batches:
+            self.left_out.update(batch.left_out)
+            self._tests.write(batch.tests)
+        self._tests.flush()
+        self.next_row = self._batches[-1].next_row
+        facts = {
+            "next_row": self.next_row,
+            "left_out": self.left_out,
+            "n_solutions": self.n_solutions,
+            "names": [key for batch in self._batches for key, *_ in batch.names],
+            "tests_bytes": self._tests.tell(),
+            "largest_token": self._largest,
+        }
+        (writing / _PART_FILE).write_text(json.dumps(facts))
+        os.sync()  # its contents are on the disk before its name is, should the machine go
+        writing.rename(part)
+        self._n_parts += 1
+        self._batches, self._bytes = [], 0
+
+    def close(self) -> None:
+        """Closes what is open; what is not yet in a part is lost."""
+        self._tests.close()
+
+    def finish(self, facts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Index]]:
+        """Writes the last part, the indices and the manifest.
+
+        Returns:
+          The manifest, and the index of each split.
+
+        Raises:
+          UserError: there is no solution.
+        """
+        self.write_part()
+        self.close()
+        if not self.n_solutions:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+            raise UserError(f"there is no usable solution in {facts['source']}; left out: {reasons or 'nothing'}")
+        indices, splits, files = {}, {}, {}
+        for split in SPLITS:
+            parts = [n for n in range(self._n_parts) if part_file(self.directory, n, split, "solutions").exists()]
+            if not parts:
+                continue
+            indices[split], repeated = _build_index(self.directory, split, parts)
+            self.left_out[_REPEATED] += repeated
+            np.savez(index_file(self.directory, split), allow_pickle=False, **indices[split]._asdict())
+            splits[split] = {**_count(indices[split]), "largest_token": self._largest[split]}
+            for path in [index_file(self.directory, split)] + [
+                part_file(self.directory, part, split, kind) for part in parts for kind in ("prompts", "solutions")
+            ]:
+                files[str(path.relative_to(self.directory))] = file_facts(path)
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            if not name.endswith(".npz"):  # zip archives hold the time; what is in them follows from the rest
+                digest.update(f"{name} {files[name]['sha256']}".encode())
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            **facts,
+            "splits": splits,
+            "left_out": {reason: count for reason, count in sorted(self.left_out.items()) if count},
+            "fingerprint": digest.hexdigest(),
+            "files": files,
+        }
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        (self.directory / MANIFEST).write_text(text)
+        return manifest, indices
+
+
+def _write_arrow(path: Path, batches: list[pa.RecordBatch]) -> int:
+    """Writes batches as one; returns the largest token."""
+    (whole,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    with pa.ipc.new_file(str(path), whole.schema) as file:
+        file.write(whole)
+    return int(whole["tokens"].values.to_numpy().max(initial=0))
+
+
+def _shift(solutions: pa.RecordBatch, start: int) -> pa.RecordBatch:
+    """Numbers of prompts counted through the part, not the batch."""
+    shifted = pa.array(solutions["prompt"].to_numpy() + np.int32(start), pa.int32())
+    return solutions.set_column(solutions.schema.get_field_index("prompt"), "prompt", shifted)
+
+
+def _build_index(directory: Path, split: str, parts: list[int]) -> tuple[Index, int]:
+    """The index of a split, and how many solutions it leaves out because they stand twice."""
+    keys, labels, prompts, n_response, names, difficulty, n_prompt = ([] for _ in range(7))  # type: ignore[var-annotated]
+    solution_starts, prompt_starts = [0], [0]
+    for part in parts:
+        rows = read_arrow(part_file(directory, part, split, "solutions"))
+        keys.append(rows["key"].to_numpy())
+        labels.append(rows["is_correct"].to_numpy(zero_copy_only=False))
+        prompts.append(rows["prompt"].to_numpy() + np.int32(prompt_starts[-1]))
+        n_response.append(np.diff(rows["tokens"].offsets.to_numpy()))
+        solution_starts.append(solution_starts[-1] + len(rows))
+        of_prompts = read_arrow(part_file(directory, part, split, "prompts"))
+        names.append(of_prompts["key"].to_numpy())
+        difficulty.append(of_prompts["difficulty"].to_numpy())
+        n_prompt.append(np.diff(of_prompts["tokens"].offsets.to_numpy()))
+        prompt_starts.append(prompt_starts[-1] + len(of_prompts))
+    key, is_correct = np.concatenate(keys), np.concatenate(labels)
+    # A text that stands twice counts once, as correct if it is so anywhere, as in a problem with all its solutions.
+    order = np.lexsort((np.arange(len(key)), ~is_correct, key))
+    first = np.ones(len(key), bool)
+    first[1:] = key[order][1:] != key[order][:-1]
+    place = np.sort(order[first])
+    _, first_prompt, inverse = np.unique(np.concatenate(names), return_index=True, return_inverse=True)
+    by_appearance = np.argsort(first_prompt)
+    number = np.empty(len(by_appearance), np.int32)
+    number[by_appearance] = np.arange(len(by_appearance), dtype=np.int32)
+    index = Index(
+        place=place,
+        prompt=np.concatenate(prompts)[place],
+        is_correct=is_correct[place],
+        n_response=np.concatenate(n_response)[place].astype(np.int32),
+        problem=number[inverse],
+        difficulty=np.concatenate(difficulty),
+        n_prompt=np.concatenate(n_prompt).astype(np.int32),
+        first_prompt=first_prompt[by_appearance].astype(np.int32),
+        parts=np.array(parts, np.int32),
+        solution_starts=np.array(solution_starts),
+        prompt_starts=np.array(prompt_starts),
+    )
+    return index, len(key) - len(place)
+
+
+def _count(index: Index) -> dict[str, int]:
+    n_correct = int(index.is_correct.sum())
+    return {
+        "problems": len(index.first_prompt),
+        "correct": n_correct,
+        "incorrect": len(index.place) - n_correct,
+        "tokens": int(index.n_response.sum(dtype=np.int64) + index.n_prompt[index.prompt].sum(dtype=np.int64)),
+    }
