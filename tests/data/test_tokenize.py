@@ -291,25 +291,33 @@ def test_fingerprint_differs_with_what_differs(folders, loaded, tmp_path: Path):
     source = folders["llama_3"]
     model = json.loads((source / "tokenizer.json").read_text())["model"]
     vocab, merges = model["vocab"], model["merges"]
-    a, b = list(vocab)[-2:]
-    swapped = vocab | {a: vocab[b], b: vocab[a]}
-    regex = pre_tokenizers.Split(Regex(LLAMA_3_SPLIT.replace("{1,3}", "{1,2}")), behavior="isolated")
+    swapped = vocab | {"Q": vocab["Z"], "Z": vocab["Q"]}
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
-    def cut(tokenizer: Tokenizer) -> None:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([regex, byte_level])
+    def cut(old: str, new: str) -> Callable[[Tokenizer], None]:
+        split = pre_tokenizers.Split(Regex(LLAMA_3_SPLIT.replace(old, new)), behavior="isolated")
+
+        def edit(tokenizer: Tokenizer) -> None:
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+
+        return edit
 
     def normalize(tokenizer: Tokenizer) -> None:
         tokenizer.normalizer = normalizers.NFC()
+
+    def no_space_before(tokenizer: Tokenizer) -> None:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
 
     changed = {
         "vocabulary": change(source, tmp_path / "v", vocab=swapped),
         "merge order": change(source, tmp_path / "o", merges=[merges[1], merges[0], *merges[2:]]),
         "fewer merges": change(source, tmp_path / "f", merges=merges[:-1]),
         "ignore_merges": change(source, tmp_path / "i", ignore_merges=False),
-        "cutting": change(source, tmp_path / "c", cut),
+        "digits": change(source, tmp_path / "d", cut("{1,3}", "{1,2}")),
+        "a cut that its few merges do not show": change(source, tmp_path / "c", cut("'s|", "")),
         "normalizer": change(source, tmp_path / "n", normalize),
         "special": change(source, tmp_path / "s", lambda t: t.add_special_tokens(["x"])),
+        "no space before": change(folders["llama_2_json"], tmp_path / "b", no_space_before),
     }
     for name in ("bos", "eos"):
         changed[name] = load_tokenizer(source)

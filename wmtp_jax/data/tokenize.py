@@ -33,7 +33,7 @@ _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for one
 # What tokenizers cut differently: runs of digits, capitals after an apostrophe, spaces and line ends, scripts.
 _PROBE = (
     "def f(x0):\r\n\n\t  if x >= 12345678.25:  # 안녕 \u4e16\u754c e\u0301 \U0001f469\u200d\U0001f4bb\n"
-    "        return'S == \"it's, I'LL\" != {'a_b': -1e-9}   \n\n    \n\t\tHTTPServer.x2y2()//===|<s></s>\0\x85"
+    "        return'S == \"it's, I'LL'Sx\" != {'a_b': -1e-9}   \n\n    \n\t\tHTTPServer.x2y2()//===|<s></s>\0\x85"
 )
 
 
@@ -198,8 +198,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         [sorted(ways) for ways in made.values()],
         model.get("ignore_merges", False),
         [tokenizer.bos_token_id, tokenizer.eos_token_id, *sorted(i for i in added if added[i].special)],
-        _encode(tokenizer, [RESPONSE_HEADER + _PROBE]),
-        _encode_continuations(tokenizer, [_PROBE]),
+        _encode(tokenizer, [_PROBE]),
         [span for _, span in words],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
