@@ -343,7 +343,7 @@ def test_fingerprint_of_a_large_vocabulary_is_quick(tmp_path: Path):
     assert len(tokenizer) > 127_000
     started = time.process_time()
     tokenizer_fingerprint(tokenizer)
-    assert time.process_time() - started < 2  # a quarter of a second on an idle core
+    assert time.process_time() - started < 2  # a third of a second on an idle core
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "llama_2"])

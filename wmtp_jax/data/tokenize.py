@@ -185,21 +185,23 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     backend = tokenizer.backend_tokenizer
     model = json.loads(backend.to_str())["model"]
-    made: dict[str, list[list[str]]] = {}  # in the order of the merges
-    for left, right in model.get("merges", ()):
-        made.setdefault(left + right, []).append([left, right])
     added = backend.get_added_tokens_decoder()
+    in_text = model["vocab"]
+    vocab = {**(in_text if isinstance(in_text, dict) else {}), **{token.content: i for i, token in added.items()}}
+    made: dict[str, list[int]] = {}  # token -> where the merges that make it join, in the order of the merges
+    for left, right in model.get("merges", ()):
+        made.setdefault(left + right, []).append(len(left))
+    for joins in made.values():
+        joins.sort()
     # A small vocabulary's tokens do not show every cut into words; SentencePiece makes none.
     cut = backend.pre_tokenizer
     words = [(_PROBE, (0, len(_PROBE)))] if cut is None else cut.pre_tokenize_str(_PROBE)
     content = [
-        sorted(tokenizer.get_vocab().items()),
-        model["vocab"] if isinstance(model["vocab"], list) else [],  # Unigram's, with the scores
-        [sorted(ways) for ways in made.values()],
-        model.get("ignore_merges", False),
+        # Unigram's pieces are a list, with their scores.
+        *(sorted(vocab, key=vocab.__getitem__), sorted(vocab.values()), in_text if isinstance(in_text, list) else []),
+        *(made, model.get("ignore_merges", False)),
         [tokenizer.bos_token_id, tokenizer.eos_token_id, *sorted(i for i in added if added[i].special)],
-        _encode(tokenizer, [_PROBE]),
-        [span for _, span in words],
+        *(_encode(tokenizer, [_PROBE]), [span for _, span in words]),
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -239,6 +241,8 @@ def _keep_special_tokens_apart(tokenizer: PreTrainedTokenizerBase) -> None:
     apart = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     if model.byte_fallback:
         apart.update(f"<0x{byte:02X}>" for byte in range(256))
+    if not any(model.token_to_id(token) is not None for token in apart):
+        return  # Llama 3's are outside the vocabulary that merges make; its file is too large to look through in vain
     content = json.loads(backend.to_str())["model"]
     merges = [(left, right) for left, right in content["merges"] if left + right not in apart]
     if len(merges) < len(content["merges"]):
