@@ -89,11 +89,11 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from wmtp_jax.data.store import TOKENIZER, data_fingerprint, open_split
-    from wmtp_jax.data.tokenize import load_tokenizer
+    from wmtp_jax.data.tokenize import load_tokenizer, tokenizer_fingerprint
     from wmtp_jax.load import find_model, model_fingerprint
     from wmtp_jax.parallel.mesh import make_mesh
     from wmtp_jax.processes import refuse_processes
-    from wmtp_jax.training.scoring import check_scorer, tokenizer_fingerprint
+    from wmtp_jax.training.scoring import check_scorer
     from wmtp_jax.training.stages import find_stage
 
     started = time.perf_counter()

@@ -13,13 +13,13 @@ from wmtp_jax.console import err
 from wmtp_jax.data.sample import assign_bins, draw_balanced, draw_correct, draw_pairs
 from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import Split
-from wmtp_jax.data.tokenize import load_tokenizer
+from wmtp_jax.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import ModelSource, find_model, model_fingerprint, split_step
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.training.objective import chosen_scheme, make_objective
-from wmtp_jax.training.scoring import check_scorer, tokenizer_fingerprint
+from wmtp_jax.training.scoring import check_scorer
 from wmtp_jax.training.stages import Stage
 
 
