@@ -211,7 +211,7 @@ def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int, Any]
     settings = load_settings(args.config or production_preset(args.stage), args.override)
     if args.max_length is not None:
         raise UserError("--max-length: with --stage it is the run's dataset.max_length; leave it out")
-    chosen = draw_examples(find_stage(args.stage), settings, split, "data_sampling.n_samples")
+    chosen, _ = draw_examples(find_stage(args.stage), settings, split, "data_sampling.n_samples")
     return np.sort(chosen.reshape(-1)), settings.dataset.max_length, settings.model
 
 

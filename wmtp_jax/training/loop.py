@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from wmtp_jax.console import Steps, err
 from wmtp_jax.data.batches import training_batches, validation_batches
+from wmtp_jax.data.curriculum import curriculum_order
 from wmtp_jax.data.pack import Rows
-from wmtp_jax.data.sample import curriculum_order
 from wmtp_jax.errors import Failure
 from wmtp_jax.load import load_params
 from wmtp_jax.losses.mtp import mtp_targets
@@ -119,7 +119,7 @@ def fit(run: Run) -> dict[str, Any]:
         "tokens_trained": progress["tokens"],
         "tokens_per_second": progress["tokens"] / progress["seconds"],
         "seconds": time.perf_counter() - started,
-        "left_out_too_long": run.train.report.left_out_too_long,
+        "left_out_too_long": run.samples["train"].left_out.too_long,
         "skipped_steps": progress.get("skipped", 0),
         "batches_without_target": progress.get("empty", 0),
     }

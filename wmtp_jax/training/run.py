@@ -17,6 +17,7 @@ import jax
 from wmtp_jax.config import Settings, read_environment
 from wmtp_jax.data.batches import RowSet, build_rows, count_steps
 from wmtp_jax.data.sample import assign_bins
+from wmtp_jax.data.sample_report import SampleReport
 from wmtp_jax.data.store import data_fingerprint, open_split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
@@ -72,6 +73,7 @@ class Run:
       config: architecture of the model that is trained.
       source: where its weights come from; None: random ones.
       tokenizer: of the model.
+      samples: what was drawn of each split, by its name.
       train, validation: rows of tokens.
       validation_problems: the problem of each document of each validation row.
       schedule, objective: sizes of the run, and what an update minimises.
@@ -85,6 +87,7 @@ class Run:
     config: ModelConfig
     source: ModelSource | None
     tokenizer: Any
+    samples: dict[str, SampleReport]
     train: RowSet
     validation: RowSet
     validation_problems: list[list[int]]
@@ -173,10 +176,10 @@ def build_run(stage: Stage, settings: Settings) -> Run:
     needs = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
     scorer_fingerprint = model_fingerprint(scorer) if needs.needs_scores and scorer else None
     score_file = open_scores(stage, settings, tokenizer, fingerprint, scorer_fingerprint)
-    sets = {}
+    sets, samples = {}, {}
     for name, setting in (("train", "n_samples"), ("valid", "n_validation_samples")):
         split = splits[name]
-        chosen = draw_examples(stage, settings, split, f"data_sampling.{setting}")
+        chosen, samples[name] = draw_examples(stage, settings, split, f"data_sampling.{setting}")
         bins = None
         if name == "train" and sampling.curriculum is not None:
             bins = assign_bins(split.difficulty[chosen].reshape(len(chosen), -1)[:, 0], sampling.curriculum.bins)
@@ -205,6 +208,7 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         config=config,
         source=source,
         tokenizer=tokenizer,
+        samples=samples,
         train=train,
         validation=validation,
         validation_problems=[[int(splits["valid"].problem[i]) for i in row] for row in validation.documents],
@@ -222,11 +226,12 @@ def build_run(stage: Stage, settings: Settings) -> Run:
     )
 
 
-def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule, list[str]]:
+def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule, dict[str, SampleReport], list[str]]:
     """Architecture and sizes of a run for ``--dry-run``, also where model or data are not at hand yet.
 
     Returns:
-      The architecture, the sizes, and what is missing (one sentence each).
+      The architecture, the sizes, what was drawn of each split (empty where something is missing), and what is
+      missing (one sentence each).
 
     Raises:
       UserError: what is at hand does not fit, or there is no architecture to count.
@@ -241,11 +246,11 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
         missing.append(f"the {stage.scorer} is not at {frozen} ({setting})")
     if not missing:
         run = build_run(stage, settings)
-        return run.config, run.schedule, missing
+        return run.config, run.schedule, run.samples, missing
     config = describe_model(stage, settings)
     check_mesh(settings, config, "model")
     # One sample a row: exact without packing (unless some are too long), an upper bound with it.
-    return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), missing
+    return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), {}, missing
 
 
 def describe_model(stage: Stage, settings: Settings) -> ModelConfig:
