@@ -84,22 +84,30 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def place_rows(rows: np.ndarray, numbers: np.ndarray, sharding: Sharding) -> jax.Array:
-    """``rows[numbers]`` on the mesh; a process reads the rows of its own devices only.
+def place_rows(read: Callable[[np.ndarray], Any], numbers: np.ndarray, sharding: Sharding) -> Any:
+    """Rows on the mesh; a process reads the rows of its own devices only, each once.
 
     Args:
-      rows: (R, S).
-      numbers: (...), which rows; -1 stands for one of zeros. The same in every process.
+      read: gives the rows of some numbers (...), a tree of arrays (..., S).
+      numbers: (...), which rows. The same in every process.
       sharding: of (..., S), whole rows.
+
+    Returns:
+      The tree of `read`, of arrays (..., S) with this sharding.
     """
+    parts: dict[bytes, Any] = {}
+    indices = sharding.addressable_devices_indices_map(numbers.shape)
+    for chosen in (numbers[index] for index in indices.values()):
+        if chosen.tobytes() not in parts:  # devices along the tensor axis have the same rows
+            parts[chosen.tobytes()] = read(chosen)
 
-    def part(index: Any) -> np.ndarray:
-        chosen = numbers[index[:-1]]
-        values = rows[chosen]
-        values[chosen < 0] = 0
-        return values
+    def join(*fields: np.ndarray) -> jax.Array:
+        on_devices = [jax.device_put(field, device) for field, device in zip(fields, indices, strict=True)]
+        return jax.make_array_from_single_device_arrays(
+            (*numbers.shape, fields[0].shape[-1]), sharding, on_devices, dtype=fields[0].dtype
+        )
 
-    return jax.make_array_from_callback((*numbers.shape, rows.shape[1]), sharding, part)
+    return jax.tree.map(join, *(parts[numbers[index].tobytes()] for index in indices.values()))
 
 
 def shard_batch(x: jax.Array) -> jax.Array:
