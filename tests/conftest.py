@@ -38,7 +38,6 @@ def shared_data() -> Path:
 def tiny_data(tmp_path_factory) -> Path:
     """A processed data set of 80 problems with a tokenizer, made by the project's own commands."""
     from wmtp_jax import prepare
-    from wmtp_jax.data.store import open_split
     from wmtp_jax.data.tokenize import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -58,11 +57,18 @@ def tiny_data(tmp_path_factory) -> Path:
         ]
         (folder / "raw").mkdir(exist_ok=True)
         (folder / f"raw/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = folder / "data"
-    prepare.main(["--dataset", "codecontests", "--source", str(folder / "raw"), "--output", str(data), "--json"])
-    train = open_split(data, "train")
-    train_tokenizer((e.instruction + e.output for e in train.read(range(len(train)))), 300, data / "tokenizer")
-    return data
+        if split == "train":
+            texts = [row["description"] + program for row in rows for program in _programs(row)]
+            train_tokenizer(texts, 300, folder / "tokenizer")
+    raw, tokenizer, data = map(str, (folder / "raw", folder / "tokenizer", folder / "data"))
+    prepare.main(
+        ["--dataset", "codecontests", "--source", raw, "--tokenizer", tokenizer, "--output", data, "--json"]
+    )
+    return folder / "data"
+
+
+def _programs(row: dict) -> list[str]:
+    return [*row["solutions"]["solution"], *row["incorrect_solutions"]["solution"]]
 
 
 @pytest.fixture(scope="session")

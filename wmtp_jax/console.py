@@ -1,6 +1,8 @@
 """What a command shows: figures on standard output, everything else on standard error."""
 
+import datetime
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,11 +45,21 @@ class Steps:
       total: how many units there are; None where it is not known.
       every: off a terminal, a line is printed each time another ``every`` fraction is done.
       in_bytes: units are bytes, and are shown as MB or GB.
+      done: units that were done before.
     """
 
-    def __init__(self, description: str, total: int | None = None, every: float = 0.1, in_bytes: bool = False):
-        self._description, self._total, self._every, self._in_bytes = description, total, every, in_bytes
-        self._done, self._next_line = 0, every
+    def __init__(
+        self,
+        description: str,
+        total: int | None = None,
+        every: float = 0.1,
+        in_bytes: bool = False,
+        done: int = 0,
+    ):
+        self._description, self._every, self._in_bytes = description, every, in_bytes
+        # Where the total is not known, a line every thousand.
+        self._total, self._per_line = total, (total or 1000 / every) * every
+        self._done, self._before, self._started = done, done, time.monotonic()
         self._progress: Progress | None = None
         if err.is_terminal and not err.quiet:
             self._progress = Progress(
@@ -60,7 +72,7 @@ class Steps:
                 TextColumn("{task.fields[note]}"),
                 console=err,
             )
-            self._task = self._progress.add_task(description, total=total, note="")
+            self._task = self._progress.add_task(description, total=total, completed=done, note="")
 
     def __enter__(self) -> "Steps":
         if self._progress:
@@ -77,15 +89,17 @@ class Steps:
         if self._progress:
             self._progress.update(self._task, advance=amount, note=note)
             return
-        # Where the total is not known, a line every thousand.
-        total = self._total or 1000 / self._every
-        if self._done >= self._next_line * total:
-            while self._done >= self._next_line * total:
-                self._next_line += self._every
+        # The small part is for sums like 20 x 0.05, which are a little above 1.
+        if (self._done + 1e-6) // self._per_line > (self._done - amount + 1e-6) // self._per_line:
             done = self._amount(self._done)
             if self._total:
-                done += f"/{self._amount(self._total)} ({100 * self._done // self._total}%)"
+                done += f"/{self._amount(self._total)} ({100 * self._done // self._total}%){self._left()}"
             err.print(f"{self._description}: {done} {note}".rstrip(), highlight=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        assert self._total is not None
+        seconds = (time.monotonic() - self._started) * (self._total - self._done) / max(self._done - self._before, 1)
+        return f" {datetime.timedelta(seconds=round(seconds))} left" if seconds >= 1 else ""
 
     def _amount(self, value: int) -> str:
         return f"{value / 1e6:,.1f} MB" if self._in_bytes else f"{value:,}"

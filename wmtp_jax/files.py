@@ -1,18 +1,24 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, and work in parts that outlives a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from wmtp_jax.console import err
 from wmtp_jax.errors import Failure, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_JOB_FILE = "job.json"
 
 
 @contextlib.contextmanager
@@ -35,24 +41,9 @@ def new_directory(
       UserError: ``directory`` exists and may not be replaced, or it cannot be written.
       Failure: the disk is full.
     """
-    try:
-        directory = directory.resolve() if not directory.is_symlink() else directory
-        _sweep(directory)
-        there = directory.exists()
-    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
-        raise UserError(f"{str(directory)[:100]!r}: cannot be a folder ({error}); give another destination") from error
-    check_name(directory)
-    if source is not None and directory in (source.resolve(), *source.resolve().parents):
-        raise UserError(f"{source} lies in {directory}, which would be replaced; give another destination")
-    if directory.is_symlink() or (there and not directory.is_dir()):
-        raise UserError(f"{directory} is not a folder and is not replaced; give another destination")
-    if there and not overwrite:
-        raise UserError(f"{directory} exists; give another destination, or --overwrite to replace it")
-    if there and any(directory.iterdir()) and not is_ours(directory):
-        raise UserError(f"{directory} is no {what} of ours and is not replaced; give another destination")
+    directory = _destination(directory, overwrite, is_ours, what, source)
     token = secrets.token_hex(4)
     partial = directory.with_name(f"{directory.name}.partial-{token}")
-    replaced = directory.with_name(f"{directory.name}.replaced-{token}")
     with contextlib.ExitStack() as stack:
         try:
             partial.mkdir(parents=True)
@@ -62,24 +53,109 @@ def new_directory(
             stack.enter_context(_locked(partial))
         try:
             yield partial
-            os.sync()  # the contents are on the disk before the name is, should the machine go
-            if there:
-                with contextlib.suppress(OSError):
-                    stack.enter_context(_locked(directory))
-                directory.rename(replaced)
-            partial.rename(directory)
+            _put(partial, directory, token)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in _FULL:
                 raise Failure(
                     f"{directory}: the disk is full ({error.strerror}); nothing was left there. Free some space or "
                     "give a destination on another disk"
                 ) from error
             raise
         finally:
-            if not directory.exists() and replaced.exists():
-                replaced.rename(directory)
-            for left in (partial, replaced):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def resumed_directory(
+    directory: Path,
+    *,
+    job: dict[str, Any],
+    overwrite: bool,
+    is_ours: Callable[[Path], bool],
+    has_work: Callable[[Path], bool],
+    what: str,
+) -> Iterator[Path]:
+    """As `new_directory`, but work that is interrupted is kept beside ``directory``, and gone on with.
+
+    Args:
+      directory, overwrite, is_ours, what: as there.
+      job: what is made from what; unfinished work of another job is refused, or removed with ``overwrite``.
+      has_work: whether a folder holds work that is worth keeping.
+
+    Yields:
+      A folder with what is there of the same job.
+
+    Raises:
+      UserError: ``directory`` may not be replaced or written, or somebody else is at work on it, or there is
+        unfinished work of another job.
+      Failure: the disk is full.
+    """
+    directory = _destination(directory, overwrite, is_ours, what)
+    partial = directory.with_name(f"{directory.name}.partial")
+    open_job(partial, job, overwrite=overwrite)
+    kept = "what is done is kept, and the same command goes on from there"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(partial))
+        except BlockingIOError as error:
+            raise UserError(f"{partial}: another process is making this {what}; wait for it, or stop it") from error
+        except OSError:  # a volume without locks
+            err.print(f"{partial}: cannot be locked; start no second process on it", highlight=False, soft_wrap=True)
+        try:
+            yield partial
+            _put(partial, directory, secrets.token_hex(4))
+            (directory / _JOB_FILE).unlink()
+        except KeyboardInterrupt:
+            if has_work(partial):
+                err.print(kept, highlight=False)
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise Failure(f"{partial}: the disk is full; {kept}, once there is space") from error
+            raise
+        finally:
+            if partial.is_dir() and not has_work(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def open_job(folder: Path, job: dict[str, Any], *, overwrite: bool) -> None:
+    """Makes a folder for work in parts, or finds the one in which the same job was interrupted.
+
+    Args:
+      folder: where the parts are written.
+      job: what is made from what, in JSON's types.
+      overwrite: remove the parts of another job.
+
+    Raises:
+      UserError: it holds something else, or cannot be written.
+    """
+    note = folder / _JOB_FILE
+    try:
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not note.is_file())):
+            raise UserError(f"{folder}: is in the way and nothing of ours; remove it or name another destination")
+        if note.is_file():
+            try:
+                before = json.loads(note.read_text())
+            except ValueError:
+                before = {}
+            if before == job:
+                return
+            if not overwrite:
+                changed = ", ".join(name for name in {**before, **job} if before.get(name) != job.get(name))
+                raise UserError(
+                    f"{folder}: holds unfinished work that was started otherwise (different: {changed}); give the same "
+                    "options to go on with it, or --overwrite to begin anew"
+                )
+            with _locked(folder):
+                shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        writing = folder / f"{_JOB_FILE}.writing"
+        writing.write_text(json.dumps(job))
+        writing.rename(note)
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another process is at work on it; wait for it, or stop it") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another destination") from error
 
 
 def check_name(directory: Path) -> None:
@@ -105,6 +181,45 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file and its rights") from error
+
+
+def _destination(
+    directory: Path, overwrite: bool, is_ours: Callable[[Path], bool], what: str, source: Path | None = None
+) -> Path:
+    """The folder to make, resolved. Raises UserError where it cannot be one or may not be replaced."""
+    try:
+        directory = directory.resolve() if not directory.is_symlink() else directory
+        _sweep(directory)
+        there = directory.exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        raise UserError(f"{str(directory)[:100]!r}: cannot be a folder ({error}); give another destination") from error
+    check_name(directory)
+    if source is not None and directory in (source.resolve(), *source.resolve().parents):
+        raise UserError(f"{source} lies in {directory}, which would be replaced; give another destination")
+    if directory.is_symlink() or (there and not directory.is_dir()):
+        raise UserError(f"{directory} is not a folder and is not replaced; give another destination")
+    if there and not overwrite:
+        raise UserError(f"{directory} exists; give another destination, or --overwrite to replace it")
+    if there and any(directory.iterdir()) and not is_ours(directory):
+        raise UserError(f"{directory} is no {what} of ours and is not replaced; give another destination")
+    return directory
+
+
+def _put(partial: Path, directory: Path, token: str) -> None:
+    """Moves a finished folder to its place; what was there goes only when that has worked."""
+    os.sync()  # the contents are on the disk before the name is, should the machine go
+    replaced = directory.with_name(f"{directory.name}.replaced-{token}")
+    with contextlib.ExitStack() as stack:
+        try:
+            if directory.exists():
+                with contextlib.suppress(OSError):
+                    stack.enter_context(_locked(directory))
+                directory.rename(replaced)
+            partial.rename(directory)
+        finally:
+            if not directory.exists() and replaced.exists():
+                replaced.rename(directory)
+            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sweep(directory: Path) -> None:

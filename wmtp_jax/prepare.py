@@ -1,52 +1,99 @@
-"""Turns raw data into a processed data set: ``python -m wmtp_jax.prepare --dataset mini --output DIR``."""
+"""Turns raw data into a processed, tokenised data set: ``python -m wmtp_jax.prepare --dataset mini --output DIR``."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from wmtp_jax.console import Steps, out, print_json, table
-from wmtp_jax.data import sources
-from wmtp_jax.data.store import TOKENIZER, Writer, create_dataset, open_split
-from wmtp_jax.data.tokenize import SMALLEST_VOCABULARY
+from wmtp_jax.data.convert import convert
+from wmtp_jax.data.histogram import draw_lengths, length_figures
+from wmtp_jax.data.problems import DATASETS, Options
+from wmtp_jax.data.schema import LANGUAGES
+from wmtp_jax.data.sources import Chunk, SourceFile, list_files, read_chunks
+from wmtp_jax.data.store import PARTS, TOKENIZER, is_dataset
+from wmtp_jax.data.tokenize import (
+    SMALLEST_VOCABULARY,
+    copy_tokenizer,
+    load_tokenizer,
+    prompt_text,
+    tokenizer_fingerprint,
+    train_tokenizer,
+)
+from wmtp_jax.data.writer import Writer
 from wmtp_jax.errors import UserError, run_command
+from wmtp_jax.files import resumed_directory
 
-DATASETS = ("mini", "codecontests", "mbpp", "humaneval")
-ORIGIN = {
-    "codecontests": "the Parquet files of deepmind/code_contests on the Hugging Face hub",
-    "mbpp": "mbpp.jsonl of google-research/mbpp",
-    "humaneval": "HumanEval.jsonl.gz of openai/human-eval",
-}
 EPILOG = """examples:
   python -m wmtp_jax.prepare --dataset mini --output storage/datasets_v2/mini
-  python -m wmtp_jax.prepare --dataset codecontests --source downloads/code_contests/data \\
-      --output storage/datasets_v2/codecontests
+  python -m wmtp_jax.prepare --dataset codecontests --source deepmind/code_contests \\
+      --tokenizer storage/models_v2/meta-llama-mtp --output storage/datasets_v2/codecontests
+  python -m wmtp_jax.prepare --dataset humaneval --source downloads/HumanEval.jsonl.gz \\
+      --output storage/datasets_v2/humaneval
 
-The data set appears at --output when it is complete; an interrupted run leaves nothing there."""
+The data set appears at --output when it is complete. Interrupted work stays beside it, and the same command
+goes on with it."""
+_ONE_PROCESS = 16e6  # bytes; less is done before other processes have started
+_MINI_AT_ONCE = 64  # problems
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     _check(args)
-    total = args.solutions if args.dataset == "mini" else None
-    unit = "solutions" if args.dataset == "mini" else "problems"
-    with create_dataset(args.output, args.overwrite) as writer:
-        with Steps(f"preparing {args.dataset} ({unit})", total) as progress:
-            _write(writer, _problems(args, progress.advance), progress if total is None else None)
-        if not writer.counts():
-            raise UserError(f"{args.source}: no usable Python 3 solution in it; left out: {dict(writer.left_out)}")
-        manifest = writer.finish(
-            {
-                "dataset": args.dataset,
-                "source": args.source.name if args.source else "generated",
-                "seed": args.seed,
-            }
-        )
-        if args.dataset == "mini":
-            _train_tokenizer(writer.directory, args.vocab_size)
-    figures = {**manifest, "output": str(args.output)}
+    started = time.perf_counter()
+    files = list_files(args.source) if args.source else []
+    tokenizer = _tokenizer_folder(args)
+    options = Options(args.dataset, tuple(args.language), args.seed, args.validation_fraction)
+    job: dict[str, Any] = {
+        **options._asdict(),
+        "languages": list(options.languages),
+        "files": [[file.path, file.bytes, file.version] for file in files],
+        "tokenizer": tokenizer_fingerprint(load_tokenizer(tokenizer)) if tokenizer else None,
+    }
+    if args.dataset == "mini":
+        job |= {"solutions": args.solutions, "vocab_size": args.vocab_size}
+    with resumed_directory(
+        args.output,
+        job=job,
+        overwrite=args.overwrite,
+        is_ours=is_dataset,
+        has_work=lambda folder: any((folder / PARTS).glob("*/")),
+        what="data set",
+    ) as directory:
+        writer = Writer(directory)
+        try:
+            chunks, total, workers = _chunks(args, files, writer)
+            if tokenizer and not copy_tokenizer(tokenizer, directory / TOKENIZER):
+                raise UserError(f"--tokenizer {args.tokenizer}: no tokenizer.json or tokenizer.model in it")
+            ours = directory / TOKENIZER
+            has_tokenizer = ours.is_dir()
+            _write(writer, chunks, total, options, ours if has_tokenizer else None, workers)
+            manifest, indices = writer.finish(
+                {
+                    "dataset": args.dataset,
+                    "source": args.source or "generated",
+                    "seed": args.seed,
+                    "languages": list(options.languages),
+                    "tokenizer": tokenizer_fingerprint(load_tokenizer(ours)) if has_tokenizer else None,
+                }
+            )
+        finally:
+            writer.close()
+        lengths = length_figures(indices) if has_tokenizer else {}
+        if lengths:
+            draw_lengths(indices, directory / "lengths.png", f"{args.dataset}: tokens of an example")
+    seconds = time.perf_counter() - started
+    figures = {
+        **{name: value for name, value in manifest.items() if name != "files"},
+        "lengths": lengths,
+        "seconds": seconds,
+        "output": str(args.output),
+    }
     if args.json:
         print_json(figures)
     else:
@@ -54,39 +101,83 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _write(writer: Writer, problems: Iterator[sources.Problem], progress: Steps | None) -> None:
-    for problem in problems:
-        writer.left_out.update(problem.left_out)
-        for example in problem.examples:
-            writer.add(problem.split, example)
-        if problem.examples:
-            writer.add_tests(problem.tests)
-        if progress:
-            progress.advance()
-
-
-def _problems(args: argparse.Namespace, on_progress: Callable[[int], None]) -> Iterator[sources.Problem]:
+def _chunks(args: argparse.Namespace, files: list[SourceFile], writer: Writer) -> tuple[Iterator[Chunk], int, int]:
+    """What is still to be converted, the bytes of it all, and by how many processes."""
     if args.dataset == "mini":
-        return sources.mini(args.solutions, args.seed, args.workers, on_progress)
-    if args.dataset == "codecontests":
-        return sources.codecontests(args.source, args.seed, args.validation_fraction)
-    return {"mbpp": sources.mbpp, "humaneval": sources.humaneval}[args.dataset](args.source)
+        chunks = _mini(args, writer.directory)
+        return (c for c in chunks if c.next_row > writer.next_row), sum(chunk.bytes for chunk in chunks), 1
+    fields = DATASETS[args.dataset].row.model_fields
+    required = [name for name, field in fields.items() if field.is_required()]
+    total = sum(file.bytes for file in files)
+    workers = args.workers or os.cpu_count() or 1
+    chunks_left = read_chunks(files, list(fields), required, writer.next_row)
+    return chunks_left, total, workers if total > _ONE_PROCESS else 1
 
 
-def _train_tokenizer(directory: Path, vocab_size: int) -> None:
-    """Trains a tokenizer on prompts and programs of the training split alone."""
-    from wmtp_jax.data.tokenize import prompt_text, train_tokenizer
+def _mini(args: argparse.Namespace, directory: Path) -> list[Chunk]:
+    """The embedded problems as rows of a file; trains their tokenizer, on the training split alone."""
+    from wmtp_jax.data.mini import generate
 
-    split = open_split(directory, "train")
-    texts = (prompt_text(e.instruction, e.input) + e.output for e in split.read(range(len(split))))
-    train_tokenizer(texts, vocab_size, directory / TOKENIZER)
+    with Steps("making problems for mini (solutions)", args.solutions) as progress:
+        rows = list(generate(args.solutions, args.seed, args.workers, progress.advance))
+    if not args.tokenizer and not (directory / TOKENIZER).is_dir():
+        texts = (
+            prompt_text(row["description"]) + program
+            for split, row in rows
+            if split == "train"
+            for kind in ("solutions", "incorrect_solutions")
+            for program in row[kind]["solution"]
+        )
+        train_tokenizer(texts, args.vocab_size, directory / TOKENIZER)
+    chunks: list[Chunk] = []
+    at = 0
+    while at < len(rows):
+        end = at
+        while end < len(rows) and end - at < _MINI_AT_ONCE and rows[end][0] == rows[at][0]:
+            end += 1
+        lines = [json.dumps(fields).encode() for _, fields in rows[at:end]]
+        chunks.append(Chunk("mini", rows[at][0], at, lines, (0, end), sum(map(len, lines))))
+        at = end
+    return chunks
+
+
+def _write(
+    writer: Writer, chunks: Iterator[Chunk], total: int, options: Options, tokenizer: Path | None, workers: int
+) -> None:
+    started, before, rows = time.perf_counter(), writer.n_solutions, 0
+    with Steps(f"preparing {options.dataset}", total, every=0.05, in_bytes=True) as progress:
+        if before:
+            progress.note(f"going on: {before:,} solutions are there")
+        for chunk, batch in convert(chunks, options, tokenizer, workers):
+            rows += len(chunk.rows)
+            writer.add(batch)
+            speed = (writer.n_solutions - before) / (time.perf_counter() - started)
+            progress.advance(chunk.bytes, f"{writer.n_solutions:,} solutions, {speed:,.0f}/s")
+    if not rows and not before:
+        raise UserError("there is no row in the source")
+
+
+def _tokenizer_folder(args: argparse.Namespace) -> Path | None:
+    """Folder of the tokenizer that was named: itself, or the one inside a model directory."""
+    if args.tokenizer is None:
+        return None
+    inside = args.tokenizer / TOKENIZER
+    return inside if inside.is_dir() else args.tokenizer
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.dataset == "mini" and args.source:
         raise UserError("--source: mini is generated and reads nothing; leave it out")
     if args.dataset != "mini" and not args.source:
-        raise UserError(f"--source is missing: download {ORIGIN[args.dataset]} and name the file or folder")
+        raise UserError(
+            f"--source is missing: the file or folder of the raw data, or an id on the Hugging Face hub; it reads "
+            f"{DATASETS[args.dataset].origin}"
+        )
+    if args.dataset in ("codecontests", "examples") and args.tokenizer is None:
+        raise UserError(
+            "--tokenizer is missing: the tokenizer of the model that will be trained (a folder with tokenizer.json or "
+            "tokenizer.model, or a model directory)"
+        )
     for name, low in (("solutions", 1), ("seed", 0), ("workers", 1)):
         value = getattr(args, name)
         if value is not None and value < low:
@@ -104,31 +195,54 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dataset", required=True, choices=DATASETS, help="which data; mini is generated here")
-    parser.add_argument("--source", type=Path, help="raw data: a .parquet, .jsonl or .jsonl.gz file, or a folder")
+    parser.add_argument("--dataset", required=True, choices=tuple(DATASETS), help="which form of raw data")
+    parser.add_argument(
+        "--source", help="raw data: a .parquet, .jsonl or .jsonl.gz file, a folder of them, or owner/name on the hub"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the processed data set")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        help="tokenizer folder or model directory (mini trains its own; mbpp and humaneval, which are read as texts, "
+        "need none)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
+    parser.add_argument(
+        "--language",
+        action="append",
+        choices=tuple(LANGUAGES.values()),
+        help="keep solutions in this language (default: python3); may be repeated",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of mini, and of a validation split (default: 0)")
-    parser.add_argument("--solutions", type=int, default=20_000, help="size of mini (default: 20000)")
-    parser.add_argument("--vocab-size", type=int, default=1024, help="of mini's tokenizer (default: 1024)")
-    parser.add_argument("--workers", type=int, help="processes that make mini (default: one a core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     parser.add_argument(
         "--validation-fraction",
         type=float,
         default=0.05,
         help="part of the problems for validation, where the source has no splits (default: 0.05)",
     )
+    parser.add_argument("--solutions", type=int, default=20_000, help="size of mini (default: 20000)")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="of mini's tokenizer (default: 1024)")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.language = args.language or ["python3"]
+    return args
 
 
 def _show(figures: dict[str, Any]) -> None:
-    splits = figures["splits"].items()
-    rows = [[split, f"{n['problems']:,}", f"{n['correct']:,}", f"{n['incorrect']:,}"] for split, n in splits]
-    out.print(table(f"Data set {figures['dataset']}", ["split", "problems", "correct", "incorrect"], rows))
+    rows = [
+        [split, *(f"{n[name]:,}" for name in ("problems", "correct", "incorrect", "tokens"))]
+        for split, n in figures["splits"].items()
+    ]
+    title = f"Data set {figures['dataset']}"
+    out.print(table(title, ["split", "problems", "correct", "incorrect", "tokens"], rows))
+    if figures["lengths"]:
+        names = list(next(iter(figures["lengths"].values())))
+        rows = [[split, *(f"{of[name]:,}" for name in names)] for split, of in figures["lengths"].items()]
+        out.print(table("Tokens of an example", ["split", *names], rows))
     for reason, count in figures["left_out"].items():
         out.print(f"left out: {count:,} {reason}", highlight=False)
-    out.print(f"written to {figures['output']}", highlight=False, soft_wrap=True)
+    out.print(f"written to {figures['output']} in {figures['seconds']:.0f} s", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

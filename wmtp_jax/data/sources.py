@@ -1,254 +1,203 @@
-"""Readers of raw data: each gives problems, with their split, their examples and their test cases.
-
-CodeContests (Parquet or JSONL) and the embedded problems take the same path; HumanEval and MBPP
-bring one correct solution a problem.
-"""
+"""Raw data: Parquet and JSONL files of a folder or of a data set on the Hugging Face hub, read a little at a time."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
+import re
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wmtp_jax.data.schema import (
-    LANGUAGES,
-    PYTHON3,
-    CodeContestsRow,
-    Example,
-    ExtractRow,
-    HumanEvalRow,
-    MbppRow,
-    TestCases,
-    parse_json,
-    validate,
-)
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from wmtp_jax.data.store import SPLITS
-from wmtp_jax.errors import UserError
+from wmtp_jax.errors import Failure, UserError
+
+_CHUNK_BYTES = 2 * 2**20  # of text; what a worker converts at once
+_CHUNK_ROWS = 1024
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
 
 
-class Problem(NamedTuple):
-    """One problem, ready to be written.
+class SourceFile(NamedTuple):
+    """A file to read.
 
     Attributes:
-      split: train, valid or test.
-      examples: its solutions, the correct ones first.
-      tests: its test cases, for the judge alone.
-      left_out: solutions that are not among the examples, by reason.
+      path: for messages.
+      files: the file system it lies in.
+      name: in that file system.
+      split: train, valid or test, where its name begins so; None: not said.
+      bytes: its size.
+      version: something that changes when the file does.
     """
 
-    split: str
-    examples: list[Example]
-    tests: dict[str, Any]
-    left_out: Counter[str]
-
-
-class RawRow(NamedTuple):
-    """A row as it stands in a source: its split (None: the source has none), fields, and place."""
-
+    path: str
+    files: Any
+    name: str
     split: str | None
-    fields: Any
-    where: str
+    bytes: int
+    version: str
 
 
-def codecontests(source: Path, seed: int, validation_fraction: float) -> Iterator[Problem]:
-    """Problems of CodeContests: a Parquet or JSONL file (also .gz), or a folder of such files.
+class Chunk(NamedTuple):
+    """Some rows that stand one after another in a file.
 
-    The split is the beginning of the file's name (train, valid, test). Problems of other files are
-    divided into train and valid by a seeded hash of their name.
+    Attributes:
+      path, split: of the file.
+      first_row: number of the first row (line) in the file, from 0.
+      rows: lines of JSON, or rows of a Parquet file.
+      next_row: (file, row) at which the next chunk begins.
+      bytes: their part of the file's size.
+    """
+
+    path: str
+    split: str | None
+    first_row: int
+    rows: list[bytes] | pa.RecordBatch
+    next_row: tuple[int, int]
+    bytes: int
+
+    def where(self, i: int) -> str:
+        """Place of row ``i`` of the chunk, for messages."""
+        return f"{self.path} {'line' if isinstance(self.rows, list) else 'row'} {self.first_row + i + 1}"
+
+
+def list_files(source: str) -> list[SourceFile]:
+    """The data files of a local file or folder, or of a data set on the hub (``owner/name``), by name.
 
     Raises:
-      UserError: nothing to read, a damaged file, a row with missing or wrong fields, a name that stands twice.
+      UserError: there is nothing to read.
+      Failure: the hub cannot be reached.
     """
-    seen: dict[str, str] = {}
-    for raw in _read_rows(source):
-        if isinstance(raw.fields, dict) and "solution_py3" in raw.fields:
-            row = validate(ExtractRow, raw.fields, raw.where).full()
-        else:
-            row = validate(CodeContestsRow, raw.fields, raw.where)
-        if row.name in seen:
-            raise UserError(f"{raw.where}: the problem {row.name!r} stands at {seen[row.name]} already; remove one")
-        seen[row.name] = raw.where
-        yield make_problem(raw.split or _draw_split(row.name, seed, validation_fraction), row, "codecontests")
-
-
-def mini(n_solutions: int, seed: int, workers: int | None, on_progress: Callable[[int], None]) -> Iterator[Problem]:
-    """The embedded problems, from `wmtp_jax.data.mini`."""
-    from wmtp_jax.data.mini import generate
-
-    rows = generate(n_solutions=n_solutions, seed=seed, workers=workers, on_progress=on_progress)
-    for split, fields in rows:
-        yield make_problem(split, validate(CodeContestsRow, fields, "mini"), "mini")
-
-
-def humaneval(source: Path) -> Iterator[Problem]:
-    """HumanEval: 164 problems, split test; the prompt is the beginning of the program."""
-    for raw in _read_rows(source):
-        row = validate(HumanEvalRow, raw.fields, raw.where)
-        tests = {
-            "task_id": row.task_id,
-            "kind": "python",
-            "setup": "",
-            "test": row.test,
-            "entry_point": row.entry_point,
-        }
-        yield _single("test", row.task_id, row.prompt, row.canonical_solution, tests, "humaneval")
-
-
-def mbpp(source: Path) -> Iterator[Problem]:
-    """MBPP: split by task_id as published (11-510 test, 511-600 validation, 601-974 train, 1-10 prompts)."""
-    seen: dict[int, str] = {}
-    for raw in _read_rows(source):
-        row = validate(MbppRow, raw.fields, raw.where)
-        number = row.task_id
-        if number in seen:
-            raise UserError(f"{raw.where}: task_id {number} stands at {seen[number]} already; remove one")
-        seen[number] = raw.where
-        # The ten few-shot prompts stand in no split of their own: they are no test problems.
-        split = "test" if 11 <= number <= 510 else "valid" if 511 <= number <= 600 else "train"
-        name = f"mbpp/{number}"
-        tests = {
-            "task_id": name,
-            "kind": "python",
-            "setup": row.test_setup_code,
-            "test": "\n".join([*row.test_list, *row.challenge_test_list]),
-            "entry_point": None,
-        }
-        yield _single(split, name, row.text, row.code, tests, "mbpp", {"few_shot": number <= 10})
-
-
-def make_problem(split: str, row: CodeContestsRow, source: str) -> Problem:
-    """Examples of a CodeContests row: its Python 3 solutions, each text once, line ends as \\n."""
-    left_out: Counter[str] = Counter()
-    seen: set[str] = set()
-    examples: list[Example] = []
-    for solutions, is_correct in ((row.solutions, True), (row.incorrect_solutions, False)):
-        for language, text in zip(solutions.language, solutions.solution, strict=True):
-            program = text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
-            if language != PYTHON3:
-                left_out[f"solutions in {LANGUAGES.get(language, 'another language')}"] += 1
-            elif not program:
-                left_out["empty solutions"] += 1
-            elif program in seen:
-                left_out["repeated solutions"] += 1
-            else:
-                seen.add(program)
-                metadata = {
-                    "source": source,
-                    "difficulty": row.difficulty,
-                    "language": "python3",
-                    "tags": row.cf_tags,
-                }
-                examples.append(_example(row.name, row.description, program, is_correct, metadata))
-    if not examples:
-        left_out["problems without a Python 3 solution"] += 1
-    limit = row.time_limit
-    tests = {
-        "task_id": row.name,
-        "kind": "stdio",
-        "public": _cases(row.public_tests),
-        "private": _cases(row.private_tests),
-        "generated": _cases(row.generated_tests),
-        "time_limit_seconds": limit.seconds + limit.nanos / 1e9 if limit else None,
-    }
-    return Problem(split, examples, tests, left_out)
-
-
-def _single(
-    split: str,
-    name: str,
-    instruction: str,
-    program: str,
-    tests: dict[str, Any],
-    source: str,
-    extra: dict[str, Any] | None = None,
-) -> Problem:
-    metadata = {"source": source, "difficulty": 0, "language": "python3", **(extra or {})}
-    program = program.replace("\r\n", "\n").rstrip()
-    return Problem(split, [_example(name, instruction, program, True, metadata)], tests, Counter())
-
-
-def _example(name: str, instruction: str, program: str, correct: bool, metadata: dict[str, Any]) -> Example:
-    return Example(
-        instruction=instruction.replace("\r\n", "\n").strip(),
-        input="",
-        output=program,
-        task_id=name,
-        is_correct=correct,
-        metadata=metadata,
-    )
-
-
-def _cases(tests: TestCases) -> list[dict[str, str]]:
-    return [{"input": i, "output": o} for i, o in zip(tests.input, tests.output, strict=True)]
-
-
-def _draw_split(name: str, seed: int, validation_fraction: float) -> str:
-    """Train or valid by a hash: a problem stays where it is when others come or go."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return "valid" if int.from_bytes(digest[:8], "big") / 2**64 < validation_fraction else "train"
-
-
-def _read_rows(source: Path) -> Iterator[RawRow]:
-    """Rows of a file or of all data files of a folder, in the order of their names."""
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; --source names the raw data")
-    if source.is_file():
-        files = [source]
-        if not _is_data_file(source):
+    if Path(source).exists():
+        files, root = fsspec.filesystem("file"), str(source)
+    elif _HUB_ID.fullmatch(source):
+        files, root = _hub(source)
+    else:
+        raise UserError(
+            f"{source}: no such file or folder, nor the id of a data set on the Hugging Face hub (owner/name); "
+            "--source names the raw data"
+        )
+    if files.isfile(root):
+        found = {root: files.info(root)}
+        if not root.endswith(_SUFFIXES):
             raise UserError(f"{source}: expected .parquet, .jsonl or .jsonl.gz")
     else:
-        files = sorted(path for path in source.rglob("*") if _is_data_file(path) and path.is_file())
-        if not files:
+        every = files.find(root, detail=True)
+        found = {name: info for name, info in sorted(every.items()) if name.endswith(_SUFFIXES)}
+        if not found:
             raise UserError(f"{source}: holds no .parquet, .jsonl or .jsonl.gz file")
-    empty = True
-    for path in files:
-        split = next((s for s in SPLITS if path.name.startswith(s)), None)
-        rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
-        for fields, where in rows:
-            empty = False
-            yield RawRow(split, fields, where)
-    if empty:
-        raise UserError(f"{source}: there is no row in it")
+    return [
+        SourceFile(
+            path=name if files.protocol != "hf" else f"hf://{name}",
+            files=files,
+            name=name,
+            split=next((split for split in SPLITS if Path(name).name.startswith(split)), None),
+            bytes=int(info["size"]),
+            version=str(info.get("mtime") or info.get("blob_id")),
+        )
+        for name, info in found.items()
+    ]
 
 
-def _is_data_file(path: Path) -> bool:
-    return path.name.endswith((".parquet", ".jsonl", ".jsonl.gz"))
+def read_chunks(files: list[SourceFile], columns: list[str], required: list[str], start: tuple[int, int]) -> Iterator[Chunk]:
+    """Rows of the files from ``start`` (file, row) on. Where chunks begin does not depend on ``start``.
+
+    Args:
+      files: what to read.
+      columns, required: columns of Parquet files that are read, and those that must be there.
+      start: ``next_row`` of the last chunk that is not needed again.
+
+    Raises:
+      UserError: a file is damaged or lacks a column.
+      Failure: a file cannot be read any more.
+    """
+    for number in range(start[0], len(files)):
+        file = files[number]
+        first = start[1] if number == start[0] else 0
+        try:
+            with file.files.open(file.name, "rb") as stream:
+                if file.name.endswith(".parquet"):
+                    chunks = _read_parquet(file, stream, columns, required, number, first)
+                else:
+                    chunks = _read_jsonl(file, stream, number, first)
+                yield from chunks
+        except pa.ArrowException as error:
+            raise UserError(f"{file.path}: damaged Parquet ({str(error).splitlines()[0]}); download it again") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{file.path}: damaged ({error}); copy or download it again") from error
+        except OSError as error:
+            if file.files.protocol == "hf":
+                raise Failure(f"{file.path}: cannot be read ({error}); the same command goes on from here") from error
+            kind = "damaged Parquet" if file.name.endswith(".parquet") else "cannot be read"
+            raise UserError(f"{file.path}: {kind} ({error}); copy or download it again") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[Any, str]]:
+def _read_jsonl(file: SourceFile, stream: Any, number: int, first: int) -> Iterator[Chunk]:
+    lines: list[bytes] = []
+    packed = file.name.endswith(".gz")
+    text = gzip.GzipFile(fileobj=stream) if packed else stream
+    size = row = begun = before = 0
+    for row, line in enumerate(text, start=1):
+        if row <= first:
+            begun = row
+            continue
+        lines.append(line)
+        size += len(line)
+        if size >= _CHUNK_BYTES or len(lines) >= _CHUNK_ROWS:
+            position = stream.tell() if packed else before + size
+            yield Chunk(file.path, file.split, begun, lines, (number, row), position - before)
+            lines, size, begun, before = [], 0, row, position
+    yield Chunk(file.path, file.split, begun, lines, (number + 1, 0), file.bytes - before)
+
+
+def _read_parquet(
+    file: SourceFile, stream: Any, columns: list[str], required: list[str], number: int, first: int
+) -> Iterator[Chunk]:
+    parquet = pq.ParquetFile(stream)
+    there = parquet.schema_arrow.names
+    missing = [name for name in required if name not in there]
+    if missing:
+        raise UserError(
+            f"{file.path}: the column {missing[0]!r} is missing; found {', '.join(there)}. "
+            f"Expected {', '.join(required)}"
+        )
+    wanted = [name for name in columns if name in there]
+    n_rows, row = parquet.metadata.num_rows, 0
+    for group in range(parquet.num_row_groups):
+        of_group = parquet.metadata.row_group(group)
+        if row + of_group.num_rows <= first:
+            row += of_group.num_rows
+            continue
+        # A row with its solutions and tests can have megabytes, or a hundred bytes.
+        at_once = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES * of_group.num_rows // max(of_group.total_byte_size, 1)))
+        for batch in parquet.iter_batches(at_once, row_groups=[group], columns=wanted):
+            begun, row = row, row + len(batch)
+            if row > first:
+                share = file.bytes * row // n_rows - file.bytes * begun // n_rows
+                after = (number, row) if row < n_rows else (number + 1, 0)
+                yield Chunk(file.path, file.split, begun, batch, after, share)
+
+
+def _hub(source: str) -> tuple[Any, str]:
+    from huggingface_hub import HfFileSystem
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    files, root = HfFileSystem(), f"datasets/{source}"
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path} line {number}"
-                    yield parse_json(line, where), where
-    except (EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path}: cannot be read or damaged ({error}); copy or download it again") from error
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[Any, str]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    wanted = list(CodeContestsRow.model_fields)
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = [name for name in wanted if name in file.schema_arrow.names]
-            missing = [n for n, f in CodeContestsRow.model_fields.items() if f.is_required() and n not in columns]
-            if missing:
-                raise UserError(
-                    f"{path}: the column {missing[0]!r} is missing; found {', '.join(file.schema_arrow.names)}. "
-                    "Expected the columns of deepmind/code_contests"
-                )
-            number = 0
-            # A row with its solutions and tests can have megabytes: few at once.
-            for batch in file.iter_batches(batch_size=32, columns=columns):
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield {k: v for k, v in fields.items() if v is not None}, f"{path} row {number}"
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged Parquet ({str(error).splitlines()[0]}); download it again") from error
+        if not files.exists(root):
+            raise UserError(
+                f"{source}: neither a file or folder here nor a data set on the Hugging Face hub (a private one "
+                "needs HF_TOKEN)"
+            )
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{source}: no such data set on the Hugging Face hub (a private one needs HF_TOKEN)") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise Failure(
+            f"{source}: no such file or folder here, and the Hugging Face hub cannot be reached "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return files, root

@@ -154,6 +154,16 @@ def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     ]
 
 
+def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[np.ndarray]:
+    """Tokens of responses, each closed by end-of-sequence."""
+    eos = [tokenizer.eos_token_id]
+    return [np.array(ids + eos, np.int32) for ids in _encode_continuations(tokenizer, list(texts))]
+
+
+def tokenizer_fingerprint(tokenizer):
+    return "x"
+
+
 def _transformers() -> ModuleType:
     """The library, imported without its advice that torch is missing: only its tokenizers are used."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
