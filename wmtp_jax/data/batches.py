@@ -36,12 +36,11 @@ class RowSource:
       packing: several documents a row.
       seed: of the placement, see `place_documents`.
       outcomes: keep each document's outcome.
-      scores: of the tokens of a document, by its number in the split; None: there are none.
       bins: difficulty bin of each of ``chosen``; a row holds documents of one bin.
 
     Attributes:
-      split, max_length: as given.
-      outcomes, scores: as given; whether rows have them.
+      split, max_length, outcomes: as given.
+      scores: gives the scores of the tokens of a document, by its number in the split; None (at first): rows have none.
       rows_per_unit: rows that are read together: 2 where a pair's sides stand one below the other, else 1.
       bins: number of the difficulty bin of each unit (`rows_per_unit` rows); None where nothing asks for it.
     """
@@ -55,12 +54,12 @@ class RowSource:
         packing: bool,
         seed: int,
         outcomes: bool = False,
-        scores: Callable[[int], np.ndarray] | None = None,
         bins: np.ndarray | None = None,
     ):
         self.split, self.max_length = split, max_length
-        self.outcomes, self.scores = outcomes, scores
-        self._chosen = chosen.reshape(len(chosen), -1)
+        self.outcomes = outcomes
+        self.scores: Callable[[int], np.ndarray] | None = None
+        self._chosen = chosen if chosen.ndim == 2 else chosen[:, None]
         self.rows_per_unit = self._chosen.shape[1]
         lengths = split.lengths[self._chosen].max(axis=1)
         place = partial(place_documents, max_length=max_length, seed=seed, packing=packing)
@@ -77,9 +76,7 @@ class RowSource:
         """Rows by number, of the shape of ``numbers`` and their tokens; -1 stands for one of padding."""
         shape = np.shape(numbers)
         documents = [self.documents(row) if row >= 0 else () for row in np.ravel(numbers)]
-        rows = fill_rows(
-            documents, self.max_length, self.split.tokens, outcomes=self.outcomes, scores=self.scores
-        )
+        rows = fill_rows(documents, self.max_length, self.split.tokens, outcomes=self.outcomes, scores=self.scores)
         return rows.map(lambda field: field.reshape(*shape, self.max_length))
 
     def documents(self, row: int) -> np.ndarray:
@@ -95,6 +92,11 @@ class RowSource:
     def documents_per_row(self) -> int:
         """Documents in the fullest row."""
         return int(np.diff(self._placement.starts).max())
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Numbers (in the split) of all documents, in the order in which they were drawn."""
+        return self._chosen.reshape(-1)
 
     @property
     def n_tokens(self) -> int:

@@ -52,7 +52,7 @@ class Placement(NamedTuple):
     documents: np.ndarray
     starts: np.ndarray
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         return len(self.starts) - 1
 
     def row(self, number: int) -> np.ndarray:

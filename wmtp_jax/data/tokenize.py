@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ _FILES = (
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
+_PROBE = "### Response:\nfor i in range(10):\n\tprint(i)  # 안녕 \U0001f600\n"
 _SPECIAL = ("<unk>", "<s>", "</s>")
 SMALLEST_VOCABULARY = 256 + len(_SPECIAL)  # of a byte-level tokenizer
 
@@ -160,8 +162,11 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     return [np.array(ids + eos, np.int32) for ids in _encode_continuations(tokenizer, list(texts))]
 
 
-def tokenizer_fingerprint(tokenizer):
-    return "x"
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over a tokenizer's vocabulary, its special tokens, and how it cuts a text."""
+    content = [sorted(tokenizer.get_vocab().items()), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    content.append(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _transformers() -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ from wmtp_jax.config import Settings
 from wmtp_jax.console import err
 from wmtp_jax.data.sample import assign_bins, draw_balanced, draw_correct, draw_pairs
 from wmtp_jax.data.scores import ScoreFile
-from wmtp_jax.data.store import Split
-from wmtp_jax.data.tokenize import load_tokenizer
+from wmtp_jax.data.store import TOKENIZER, Split, read_manifest
+from wmtp_jax.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import ModelSource, find_model, model_fingerprint, split_step
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.training.objective import chosen_scheme, make_objective
-from wmtp_jax.training.scoring import check_scorer, tokenizer_fingerprint
+from wmtp_jax.training.scoring import check_scorer
 from wmtp_jax.training.stages import Stage
 
 
@@ -177,7 +178,41 @@ def find_tokenizer(settings: Settings, source: ModelSource | None) -> Path:
             f"{source.directory}: its tokenizer.model needs a config; make a model directory with "
             "`python -m conversion import` first, or name a tokenizer as model.tokenizer"
         )
-    return settings.dataset.path / "tokenizer"
+    return settings.dataset.path / TOKENIZER
+
+
+def check_tokens(directory: Path, tokenizer: Any, folder: Path, vocab_size: int, splits: Iterable[str]) -> str:
+    """Checks that the tokens of a data set are those that the model reads.
+
+    Args:
+      directory: of the data set.
+      tokenizer: of the model.
+      folder: where that tokenizer is, for messages.
+      vocab_size: of the model.
+      splits: what is read.
+
+    Returns:
+      The fingerprint of the tokenizer.
+
+    Raises:
+      UserError: another tokenizer made them, or none, or there is a token that the model does not have.
+    """
+    manifest, fingerprint = read_manifest(directory), tokenizer_fingerprint(tokenizer)
+    if manifest["tokenizer"] != fingerprint:
+        theirs = f"was tokenised by another tokenizer ({directory / TOKENIZER})"
+        raise UserError(
+            f"{directory} {theirs if manifest['tokenizer'] else 'holds texts alone'}, but the model reads the tokens "
+            f"of {folder}; prepare it again for this model: `python -m wmtp_jax.prepare --dataset "
+            f"{manifest['dataset']} ... --tokenizer {folder} --output <another folder>`"
+        )
+    largest = max(manifest["splits"][name]["largest_token"] for name in splits)
+    if largest >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives token {largest}, but the model's vocabulary is {vocab_size} (ids below it); "
+            "use the model's own tokenizer (model.tokenizer) or set model.architecture.vocab_size to at least "
+            f"{len(tokenizer)}"
+        )
+    return fingerprint
 
 
 def sampling_method(stage: Stage, settings: Settings, split: str) -> str:
@@ -198,8 +233,10 @@ def sampling_method(stage: Stage, settings: Settings, split: str) -> str:
     return method
 
 
-def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) -> np.ndarray:
+def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) -> tuple[np.ndarray, int]:
     """Numbers of the examples of a split that a run uses: (N,), or (N, 2) for pairs that stay side by side.
+
+    Also how many were left out before the draw, because they are longer than ``dataset.max_length``.
 
     Raises:
       UserError: there are fewer than ``setting`` asks for, or the method does not fit the stage.
@@ -207,9 +244,15 @@ def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) 
     sampling = settings.data_sampling
     method = sampling_method(stage, settings, split.name)
     n_samples = sampling.n_samples if split.name == "train" else sampling.n_validation_samples
-    usable = None
+    usable = split.lengths <= settings.dataset.max_length
+    too_long = len(split) - int(usable.sum())
+    if not usable.any():
+        raise UserError(
+            f"all {len(split):,} examples of {split.path} are longer than dataset.max_length "
+            f"{settings.dataset.max_length} (the shortest has {split.lengths.min()} tokens); raise it"
+        )
     if split.name == "train" and sampling.curriculum is not None:
-        usable = assign_bins(split.difficulty, sampling.curriculum.bins) >= 0
+        usable &= assign_bins(split.difficulty, sampling.curriculum.bins) >= 0
         if not usable.any():
             raise UserError(
                 f"data_sampling.curriculum: no example of {split.path} has a difficulty in any bin (there are "
@@ -218,19 +261,19 @@ def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) 
             )
     drawn = split, n_samples, sampling.seed, setting, usable
     if method == "correct":
-        return draw_correct(*drawn)
+        return draw_correct(*drawn), too_long
     if method == "balanced":
         ratio = sampling.correct_ratio if split.name == "train" else 0.5
-        return draw_balanced(*drawn, correct_ratio=ratio)
+        return draw_balanced(*drawn, correct_ratio=ratio), too_long
     limit = sampling.max_pairs_per_problem if split.name == "train" else None
     pairs = draw_pairs(*drawn, max_pairs_per_problem=limit)
     # Only the pairwise loss needs the sides of a pair below each other.
     side_by_side = stage.trains == "values" and settings.critic.loss_type == "pairwise"
-    return pairs if side_by_side else np.sort(pairs.reshape(-1))
+    return pairs if side_by_side else np.sort(pairs.reshape(-1)), too_long
 
 
 def open_scores(
-    stage: Stage, settings: Settings, tokenizer: Any, data_fingerprint: str, scorer_fingerprint: str | None
+    stage: Stage, settings: Settings, tokenizer_fingerprint: str, data_fingerprint: str, scorer_fingerprint: str | None
 ) -> ScoreFile | None:
     """The file of scores that the settings name, checked against model and data; None without one."""
     if settings.weighting.scores is None or scorer_fingerprint is None or stage.scorer is None:
@@ -239,7 +282,7 @@ def open_scores(
     file.check(
         kind=stage.scorer,
         data=data_fingerprint,
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=tokenizer_fingerprint,
         model=scorer_fingerprint,
     )
     return file

@@ -6,10 +6,8 @@ They are the same in every epoch. ``python -m wmtp_jax.score`` computes them onc
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +20,6 @@ from wmtp_jax.losses.cross_entropy import token_cross_entropy
 from wmtp_jax.losses.documents import before
 from wmtp_jax.losses.mtp import mtp_targets
 from wmtp_jax.models.mtp import MTPTransformer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_PROBE = "### Response:\nfor i in range(10):\n\tprint(i)  # 안녕 \U0001f600\n"
 
 
 def score_tokens(model: MTPTransformer, kind: str, tokens_BS: Array, segment_ids_BS: Array) -> Array:
@@ -63,10 +56,3 @@ def check_scorer(source: ModelSource, kind: str, setting: str) -> None:
         )
     if kind == "reference" and not source.config.n_future_tokens:
         raise UserError(f"{setting}: {source.directory} gives values, not tokens; a reference predicts tokens")
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over a tokenizer's vocabulary, its special tokens, and how it cuts a text."""
-    content = [sorted(tokenizer.get_vocab().items()), tokenizer.bos_token_id, tokenizer.eos_token_id]
-    content.append(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
