@@ -85,29 +85,32 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def place_rows(read: Callable[[np.ndarray], Any], numbers: np.ndarray, sharding: Sharding) -> Any:
-    """Rows on the mesh; a process reads the rows of its own devices only, each once.
+    """Rows on the mesh, a tree of arrays (..., S); a process reads the rows of its own devices only.
 
     Args:
       read: gives the rows of some numbers (...), a tree of arrays (..., S).
       numbers: (...), which rows. The same in every process.
       sharding: of (..., S), whole rows.
-
-    Returns:
-      The tree of `read`, of arrays (..., S) with this sharding.
     """
-    parts: dict[bytes, Any] = {}
-    indices = sharding.addressable_devices_indices_map(numbers.shape)
-    for chosen in (numbers[index] for index in indices.values()):
-        if chosen.tobytes() not in parts:  # devices along the tensor axis have the same rows
-            parts[chosen.tobytes()] = read(chosen)
+    devices, parts = zip(*local_rows(read, numbers, sharding).items(), strict=True)
 
     def join(*fields: np.ndarray) -> jax.Array:
-        on_devices = [jax.device_put(field, device) for field, device in zip(fields, indices, strict=True)]
-        return jax.make_array_from_single_device_arrays(
-            (*numbers.shape, fields[0].shape[-1]), sharding, on_devices, dtype=fields[0].dtype
-        )
+        shape = (*numbers.shape, fields[0].shape[-1])
+        return jax.make_array_from_single_device_arrays(shape, sharding, jax.device_put(list(fields), list(devices)))
 
-    return jax.tree.map(join, *(parts[numbers[index].tobytes()] for index in indices.values()))
+    return jax.tree.map(join, *parts)
+
+
+def local_rows(read: Callable[[np.ndarray], Any], numbers: np.ndarray, sharding: Sharding) -> dict[jax.Device, Any]:
+    """What each device of this process has of the rows; those that several devices have are read once."""
+    parts: dict[bytes, Any] = {}
+    result = {}
+    for device, index in sharding.addressable_devices_indices_map(numbers.shape).items():
+        chosen = numbers[index]
+        if chosen.tobytes() not in parts:
+            parts[chosen.tobytes()] = read(chosen)
+        result[device] = parts[chosen.tobytes()]
+    return result
 
 
 def shard_batch(x: jax.Array) -> jax.Array:
