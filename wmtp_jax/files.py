@@ -130,8 +130,9 @@ def open_job(folder: Path, job: dict[str, Any], *, overwrite: bool) -> None:
       UserError: it holds something else, or cannot be written.
     """
     note = folder / _JOB_FILE
+    writing = note.with_suffix(".writing")
     try:
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not note.is_file())):
+        if folder.exists() and (not folder.is_dir() or (set(folder.iterdir()) - {writing} and not note.is_file())):
             raise UserError(f"{folder}: is in the way and nothing of ours; remove it or name another destination")
         if note.is_file():
             try:
@@ -149,7 +150,6 @@ def open_job(folder: Path, job: dict[str, Any], *, overwrite: bool) -> None:
             with _locked(folder):
                 shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        writing = folder / f"{_JOB_FILE}.writing"
         writing.write_text(json.dumps(job))
         writing.rename(note)
     except BlockingIOError as error:

@@ -144,16 +144,16 @@ def _mini(args: argparse.Namespace, directory: Path) -> list[Chunk]:
 def _write(
     writer: Writer, chunks: Iterator[Chunk], total: int, options: Options, tokenizer: Path | None, workers: int
 ) -> None:
-    started, before, rows = time.perf_counter(), writer.n_solutions, 0
-    with Steps(f"preparing {options.dataset}", total, every=0.05, in_bytes=True) as progress:
+    started, before = time.perf_counter(), writer.n_solutions
+    description = f"preparing {options.dataset}"
+    with Steps(description, total, every=0.05, in_bytes=True, done=writer.n_bytes) as progress:
         if before:
-            progress.note(f"going on: {before:,} solutions are there")
-        for chunk, batch in convert(chunks, options, tokenizer, workers):
-            rows += len(chunk.rows)
+            progress.note(f"going on: {before:,} solutions of {writer.n_rows:,} rows are there")
+        for batch in convert(chunks, options, tokenizer, workers):
             writer.add(batch)
             speed = (writer.n_solutions - before) / (time.perf_counter() - started)
-            progress.advance(chunk.bytes, f"{writer.n_solutions:,} solutions, {speed:,.0f}/s")
-    if not rows and not before:
+            progress.advance(batch.n_bytes, f"{writer.n_solutions:,} solutions, {speed:,.0f}/s")
+    if not writer.n_rows:
         raise UserError("there is no row in the source")
 
 

@@ -47,7 +47,9 @@ class Converter:
     def __call__(self, chunk: Chunk) -> Batch:
         tables: dict[str, _Table] = {}
         names, tests, left_out = [], [], Counter[str]()
+        n_rows = 0
         for where, fields in _rows(chunk):
+            n_rows += 1
             problem = self._problem(fields, where, chunk.split, self._options)
             left_out.update(problem.left_out)
             if problem.name is not None:
@@ -55,7 +57,7 @@ class Converter:
             if problem.examples:
                 table = tables.setdefault(problem.split, _Table())
                 for example in problem.examples:
-                    table.add(example, where)
+                    table.add(example)
                 if problem.tests:
                     # A member a problem: the file can be read from the middle, and `zcat` reads it whole.
                     line = json.dumps(problem.tests, ensure_ascii=False) + "\n"
@@ -68,6 +70,8 @@ class Converter:
             tests=b"".join(tests),
             left_out=left_out,
             next_row=chunk.next_row,
+            n_rows=n_rows,
+            n_bytes=chunk.bytes,
         )
 
 
@@ -77,17 +81,15 @@ class _Table:
     def __init__(self) -> None:
         self._prompts: dict[tuple[str, str, str, str], int] = {}
         self._examples: list[Example] = []  # one of each prompt
-        self._wheres: list[str] = []
         self._rows: list[tuple[int, bool, str, int]] = []
 
-    def add(self, example: Example, where: str) -> None:
+    def add(self, example: Example) -> None:
         metadata = json.dumps(example.metadata, ensure_ascii=False)
         number = self._prompts.setdefault(
             (example.task_id, example.instruction, example.input, metadata), len(self._prompts)
         )
         if number == len(self._examples):
             self._examples.append(example)
-            self._wheres.append(where)
         key = hash_texts(example.task_id, example.output)
         self._rows.append((number, example.is_correct, example.output, key))
 
@@ -105,7 +107,6 @@ class _Table:
                 "input": pa.array(inputs, pa.string()),
                 "metadata": pa.array(metadata, pa.string()),
                 "difficulty": pa.array([_difficulty(example) for example in self._examples], pa.int64()),
-                "where": pa.array(self._wheres, pa.string()),
                 "tokens": _lists(prompt_tokens, dtype),
             }
         )
@@ -173,7 +174,7 @@ def _decode(value: Any) -> Any:
     return value
 
 
-def convert(chunks: Iterable[Chunk], options: Options, tokenizer: Path | None, workers: int) -> Iterator[tuple[Chunk, Batch]]:
+def convert(chunks: Iterable[Chunk], options: Options, tokenizer: Path | None, workers: int) -> Iterator[Batch]:
     """Batches of the chunks in their order, made by ``workers`` processes; by this one, where it is 1.
 
     Raises:
@@ -183,21 +184,19 @@ def convert(chunks: Iterable[Chunk], options: Options, tokenizer: Path | None, w
     if workers == 1:
         converter = Converter(options, tokenizer)
         for chunk in chunks:
-            yield chunk, converter(chunk)
+            yield converter(chunk)
         return
     # spawn: a forked copy of a program with threads may hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (options, tokenizer)) as pool:
-        waiting: deque[tuple[Chunk, Future[Batch]]] = deque()
+        waiting: deque[Future[Batch]] = deque()
         try:
             for chunk in chunks:
-                waiting.append((chunk, pool.submit(_convert, chunk)))
+                waiting.append(pool.submit(_convert, chunk))
                 if len(waiting) > _AHEAD * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
+                    yield waiting.popleft().result()
             while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
+                yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise Failure(
                 "a worker process was killed (was there too little memory?); the same command goes on from the last "

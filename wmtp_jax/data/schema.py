@@ -148,7 +148,11 @@ def parse_json(line: bytes, where: str) -> Any:
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value can be a text: no string with half of a surrogate pair, or with bytes in an unknown encoding."""
+    """Whether all strings in a value are text: none with half of a surrogate pair, or bytes in an unknown encoding."""
+    if isinstance(value, dict):
+        return all(is_text(item) for item in value.values())
+    if isinstance(value, list):
+        return all(is_text(item) for item in value)
     try:
         return not isinstance(value, str) or value.encode() is not None
     except UnicodeEncodeError:
@@ -163,6 +167,9 @@ def validate(model: type[_Record], value: Any, where: str) -> Any:
     """
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected an object with fields, found {type(value).__name__}")
+    for name, field in value.items():
+        if not is_text(field):
+            raise UserError(f"{where}: the field {name!r} is not UTF-8 text; mend or remove that row")
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -173,8 +180,6 @@ def validate(model: type[_Record], value: Any, where: str) -> Any:
                 problems.append(f"the field {field!r} is missing")
             else:
                 message = item["msg"].removeprefix("Value error, ")
-                if not is_text(item["input"]):
-                    message = "not UTF-8 text"
                 problems.append(f"the field {field!r}: {message}, found {item['input']!r:.60}")
         needed = ", ".join(name for name, field in model.model_fields.items() if field.is_required())
         raise UserError(f"{where}: {'; '.join(problems)}. Each row needs {needed}") from None

@@ -3,7 +3,7 @@
 ```
 DIR/
   dataset.json                         where it comes from, counts, what was left out and why, files, fingerprint
-  parts/00000/<split>.prompts.arrow    task_id, key, instruction, input, metadata, difficulty, where, tokens
+  parts/00000/<split>.prompts.arrow    task_id, key, instruction, input, metadata, difficulty, tokens
   parts/00000/<split>.solutions.arrow  prompt, is_correct, output, key, tokens
   <split>.index.npz                    for each solution and prompt what sampling needs, so that it reads nothing else
   tests.jsonl.gz                       test cases of the problems, for the judge alone

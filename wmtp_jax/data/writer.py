@@ -41,6 +41,7 @@ class Batch(NamedTuple):
       tests: test cases, gzipped lines.
       left_out: solutions that are not among them, by reason.
       next_row: (file, row) of the source at which the next batch begins.
+      n_rows, n_bytes: of the source.
     """
 
     prompts: dict[str, pa.RecordBatch]
@@ -49,6 +50,8 @@ class Batch(NamedTuple):
     tests: bytes
     left_out: Counter[str]
     next_row: tuple[int, int]
+    n_rows: int
+    n_bytes: int
 
 
 def hash_texts(*texts: str) -> int:
@@ -65,14 +68,15 @@ class Writer:
 
     Attributes:
       next_row: (file, row) of the source at which to go on.
-      n_solutions, n_resumed: solutions that are written, and how many of them were there already.
+      n_rows, n_bytes: of the source, that have been taken.
+      n_solutions: that came of them.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
         self.next_row = (0, 0)
         self.left_out: Counter[str] = Counter()
-        self.n_solutions = 0
+        self.n_rows = self.n_bytes = self.n_solutions = 0
         self._batches: list[Batch] = []
         self._bytes = 0
         self._names: set[int] = set()
@@ -85,15 +89,15 @@ class Writer:
                 continue
             facts = json.loads((part / _PART_FILE).read_text())
             self.next_row, self.left_out = tuple(facts["next_row"]), Counter(facts["left_out"])
-            self.n_solutions, self._n_parts = facts["n_solutions"], self._n_parts + 1
-            self._names.update(facts["names"])
+            self.n_rows, self.n_bytes, self.n_solutions = (facts[n] for n in ("n_rows", "n_bytes", "n_solutions"))
+            self._n_parts += 1
+            self._names.update(key for key, _ in facts["names"])
             self._largest = facts["largest_token"]
         tests = directory / TESTS
         tests.touch()
         with tests.open("rb+") as file:
             file.truncate(facts["tests_bytes"] if self._n_parts else 0)
         self._tests = tests.open("ab")
-        self.n_resumed = self.n_solutions
 
     def add(self, batch: Batch) -> None:
         """Takes a batch; writes a part where there is enough for one.
@@ -101,27 +105,24 @@ class Writer:
         Raises:
           UserError: a problem stands in the source twice.
         """
+        self._batches.append(batch)
         for key, name, where in batch.names:
             if key in self._names:
                 raise UserError(f"{where}: the problem {name!r} stands {self._where(key)} already; remove one")
             self._names.add(key)
-        self._batches.append(batch)
         self._bytes += sum(b.nbytes for kind in batch[:2] for b in kind.values()) + len(batch.tests)
+        self.n_rows += batch.n_rows
+        self.n_bytes += batch.n_bytes
         self.n_solutions += sum(len(solutions) for solutions in batch.solutions.values())
         if self._bytes >= _PART_BYTES:
             self.write_part()
 
     def _where(self, key: int) -> str:
-        for batch in self._batches:
-            for other, _, where in batch.names:
+        for part in sorted((self.directory / PARTS).iterdir()):
+            for other, where in json.loads((part / _PART_FILE).read_text())["names"]:
                 if other == key:
                     return f"at {where}"
-        for path in sorted((self.directory / PARTS).glob("*/*.prompts.arrow")):
-            prompts = read_arrow(path)
-            found = np.flatnonzero(prompts["key"].to_numpy() == key)
-            if len(found):
-                return f"at {prompts['where'][int(found[0])].as_py()}"
-        return "before it"
+        return next(f"at {where}" for batch in self._batches for other, _, where in batch.names if other == key)
 
     def write_part(self) -> None:
         """Writes what is there as a part; it appears whole."""
@@ -147,8 +148,10 @@ class Writer:
         facts = {
             "next_row": self.next_row,
             "left_out": self.left_out,
+            "n_rows": self.n_rows,
+            "n_bytes": self.n_bytes,
             "n_solutions": self.n_solutions,
-            "names": [key for batch in self._batches for key, *_ in batch.names],
+            "names": [(key, where) for batch in self._batches for key, _, where in batch.names],
             "tests_bytes": self._tests.tell(),
             "largest_token": self._largest,
         }
@@ -171,11 +174,12 @@ class Writer:
         Raises:
           UserError: there is no solution.
         """
+        if not self.n_solutions:
+            left_out = sum((batch.left_out for batch in self._batches), self.left_out)
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+            raise UserError(f"there is no usable solution in {facts['source']}; left out: {reasons or 'nothing'}")
         self.write_part()
         self.close()
-        if not self.n_solutions:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
-            raise UserError(f"there is no usable solution in {facts['source']}; left out: {reasons or 'nothing'}")
         indices, splits, files = {}, {}, {}
         for split in SPLITS:
             parts = [n for n in range(self._n_parts) if part_file(self.directory, n, split, "solutions").exists()]
