@@ -184,7 +184,7 @@ def _rows_needed(programs: list[tuple[str, str]], tokenizer: Path) -> dict[str, 
 
 
 def _real_programs(folder: Path) -> Iterator[tuple[str, str]]:
-    """Statement and program; the submissions of ConDefects, whose statements are not there, take those of CodeContests."""
+    """Statement and program; ConDefects has no statements, its submissions take those of CodeContests."""
     statements = []
     with (folder / "codecontests/problems.jsonl").open() as file:
         for row in map(json.loads, file):
@@ -205,7 +205,7 @@ def _mini_programs() -> Iterator[tuple[str, str]]:
 
 
 def _write_parquet(path: Path, programs: list[tuple[str, str]], n_solutions: int) -> None:
-    """Problems in CodeContests' schema, each with other solutions: real programs below a comment that is theirs alone."""
+    """Problems in CodeContests' schema, no two solutions alike: a real program below a comment of its own."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

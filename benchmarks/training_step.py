@@ -18,11 +18,10 @@ import numpy as np
 from benchmarks.record import parse_arguments, show, time_in_turn
 from wmtp_jax.config import Settings
 from wmtp_jax.console import err
-from wmtp_jax.data.batches import build_rows
+from wmtp_jax.data.batches import RowSource
 from wmtp_jax.data.pack import Rows
 from wmtp_jax.data.sample import draw
 from wmtp_jax.data.store import open_split
-from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import run_command
 from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
@@ -32,7 +31,7 @@ from wmtp_jax.training.objective import make_objective
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.stages import STAGES
 from wmtp_jax.training.step import init_state, make_train_step
-from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
+from wmtp_jax.training.throughput import device_memory_gb, forward_flops, matmul_peak, update_flops
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     settings = load_settings(Path("configs/baseline/micro.yaml"))
     config = settings.model.architecture
     assert config is not None
-    packed, padded = (_rows(settings, args.data, packing) for packing in (True, False))
+    sources = [_read(settings, args.data, packing) for packing in (True, False)]
+    batch = np.arange(settings.training.batch_size)
+    packed, padded = (source[batch] for source in sources)
     full = packed._replace(segment_ids=np.ones_like(packed.segment_ids), loss_mask=np.ones_like(packed.loss_mask))
     err.print("ours, packed rows", highlight=False)
     compile_s, packed_s = _time_ours(settings, config, packed, args.steps)
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     figures = {
         "compile_seconds": compile_s,
         "step_seconds": packed_s,
-        "floor_seconds": model_flops(config, packed.segment_ids, n_heads=config.n_future_tokens)
+        "floor_seconds": update_flops(forward_flops(config, sources[0].lengths(batch), config.n_future_tokens))
         / matmul_peak("float32"),
         "useful_tokens_per_second_packed": packed.n_tokens / packed_s,
         "useful_tokens_per_second_padded": padded.n_tokens / padded_s,
@@ -69,20 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _rows(settings: Settings, data: Path, packing: bool) -> Rows:
-    """One batch of real documents, packed or one a row."""
-    assert settings.model.architecture is not None
-    split = open_split(data, "train")
-    chosen = draw(np.flatnonzero(split.is_correct), 400, 0, "correct solutions", "the benchmark")
-    built = build_rows(
-        split,
-        chosen,
-        load_tokenizer(data / "tokenizer"),
-        max_length=settings.dataset.max_length,
-        packing=packing,
-        vocab_size=settings.model.architecture.vocab_size,
+def _read(settings: Settings, data: Path, packing: bool) -> RowSource:
+    """Rows of real documents, packed or one a row."""
+    split, max_length = open_split(data, "train"), settings.dataset.max_length
+    usable = np.flatnonzero(split.is_correct & (split.lengths <= max_length))
+    return RowSource(
+        split, draw(usable, 400, 0, "correct solutions", "the benchmark"), max_length, packing=packing, seed=0
     )
-    return built.rows.map(lambda field: field[: settings.training.batch_size])
 
 
 def _time_ours(settings: Settings, config: ModelConfig, rows: Rows, steps: int) -> tuple[float, float]:

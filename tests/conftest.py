@@ -61,9 +61,21 @@ def tiny_data(tmp_path_factory) -> Path:
             texts = [row["description"] + program for row in rows for program in _programs(row)]
             train_tokenizer(texts, 300, folder / "tokenizer")
     raw, tokenizer, data = map(str, (folder / "raw", folder / "tokenizer", folder / "data"))
-    prepare.main(
-        ["--dataset", "codecontests", "--source", raw, "--tokenizer", tokenizer, "--output", data, "--json"]
-    )
+    prepare.main(["--dataset", "codecontests", "--source", raw, "--tokenizer", tokenizer, "--output", data, "--json"])
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def changed_data(tiny_data: Path, tmp_path_factory) -> Path:
+    """The same with another solution of one problem."""
+    from wmtp_jax import prepare
+
+    folder = tmp_path_factory.mktemp("changed")
+    (folder / "raw").mkdir()
+    for path in (tiny_data.parent / "raw").iterdir():
+        (folder / "raw" / path.name).write_text(path.read_text().replace("print(x + 3)", "print(x + 5)"))
+    raw, data, tokenizer = map(str, (folder / "raw", folder / "data", tiny_data / "tokenizer"))
+    prepare.main(["--dataset", "codecontests", "--source", raw, "--tokenizer", tokenizer, "--output", data, "--json"])
     return folder / "data"
 
 

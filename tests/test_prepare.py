@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +15,6 @@ import pytest
 from wmtp_jax import prepare
 from wmtp_jax.data.store import TESTS, data_fingerprint, open_split, read_manifest
 from wmtp_jax.data.tokenize import load_tokenizer, train_tokenizer
-from wmtp_jax.data.writer import Writer
 from wmtp_jax.errors import UserError
 
 ROW = {

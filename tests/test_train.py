@@ -13,6 +13,7 @@ from flax import nnx
 
 import wmtp_jax
 from wmtp_jax import train
+from wmtp_jax.data.tokenize import train_tokenizer
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training import loop
@@ -171,12 +172,14 @@ def test_a_run_directory_of_other_settings_is_refused(whole, train_command, chan
     assert (folder / "settings.yaml").read_bytes() == before
 
 
-def test_a_run_directory_of_other_data_is_refused(whole, train_command, tiny_data: Path, tmp_path: Path):
-    shutil.copytree(tiny_data, tmp_path / "data")
-    rows = (tmp_path / "data/train.jsonl").read_text()
-    (tmp_path / "data/train.jsonl").write_text(rows.replace("print it plus 7", "print it plus 8"))
+def test_a_run_directory_of_other_data_is_refused(whole, train_command, changed_data: Path):
     with pytest.raises(UserError, match="data fingerprint"):
-        train_command(whole[0], *LONG, f"dataset.path={tmp_path / 'data'}")
+        train_command(whole[0], *LONG, f"dataset.path={changed_data}")
+
+
+def test_a_run_goes_on_with_a_copy_of_its_data(whole, train_command, tiny_data: Path, tmp_path: Path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    assert train_command(whole[0], *LONG, f"dataset.path={tmp_path / 'data'}")["first_step"] == 37
 
 
 @pytest.mark.parametrize(
@@ -203,13 +206,22 @@ def test_bad_input_leaves_nothing(train_command, tmp_path: Path, change: str, me
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resume_with_another_tokenizer_is_refused(whole, train_command, tiny_data: Path, tmp_path: Path):
-    shutil.copytree(tiny_data / "tokenizer", tmp_path / "tokenizer")
-    content = json.loads((tmp_path / "tokenizer/tokenizer.json").read_text())
-    content["model"]["merges"] = content["model"]["merges"][:-20]
-    (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"tokens \(examples, tokenizer, packing\)"):
-        train_command(whole[0], *LONG, f"model.tokenizer={tmp_path / 'tokenizer'}", "dataset.max_length=64")
+def test_another_tokenizer_than_that_of_the_data_is_refused(train_command, tiny_data: Path, tmp_path: Path):
+    train_tokenizer(["print(input())"] * 9, 300, tmp_path / "tokenizer")
+    named = f"model.tokenizer={tmp_path / 'tokenizer'}"
+    with pytest.raises(
+        UserError, match=r"was tokenised by another tokenizer \(.*data/tokenizer\), but the model reads"
+    ):
+        train_command(tmp_path / "run", named)
+    texts = json.loads((tiny_data / "dataset.json").read_text()) | {"tokenizer": None}
+    (tmp_path / "data").mkdir()
+    for path in tiny_data.iterdir():
+        (tmp_path / "data" / path.name).symlink_to(path)
+    (tmp_path / "data/dataset.json").unlink()
+    (tmp_path / "data/dataset.json").write_text(json.dumps(texts))
+    with pytest.raises(UserError, match=r"holds texts alone, .* prepare .* --tokenizer .*tokenizer --output"):
+        train_command(tmp_path / "run", named, f"dataset.path={tmp_path / 'data'}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_value_model_is_no_baseline(train_command, tmp_path: Path):
@@ -218,16 +230,11 @@ def test_a_value_model_is_no_baseline(train_command, tmp_path: Path):
         train_command(tmp_path / "run", *values)
 
 
-def test_bad_rows_are_named(train_command, tiny_data: Path, tmp_path: Path):
+def test_damaged_data_is_named(train_command, tiny_data: Path, tmp_path: Path):
     shutil.copytree(tiny_data, tmp_path / "data")
-    lines = (tmp_path / "data/train.jsonl").read_text().splitlines()
-    lines[4] = lines[4].replace('"output"', '"outpt"')
-    (tmp_path / "data/train.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(UserError, match=r"train.jsonl line 5: the field 'output' is missing"):
-        train_command(tmp_path / "run", f"dataset.path={tmp_path / 'data'}")
-    (tmp_path / "data/valid.jsonl").write_text("")
-    shutil.copy(tiny_data / "train.jsonl", tmp_path / "data/train.jsonl")
-    with pytest.raises(UserError, match=r"valid.jsonl: the split is empty"):
+    path = tmp_path / "data/parts/00000/train.solutions.arrow"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"train.solutions.arrow: damaged or changed"):
         train_command(tmp_path / "run", f"dataset.path={tmp_path / 'data'}")
     assert not (tmp_path / "run").exists()
 

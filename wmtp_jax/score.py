@@ -32,7 +32,7 @@ EPILOG = """examples:
 
 With --stage, only the solutions that such a run draws are scored, up to its dataset.max_length."""
 DTYPES = ("float32", "bfloat16")
-_AT_ONCE = 512  # solutions that are tokenised, scored and written together
+_AT_ONCE = 512  # solutions that are scored and written together
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,10 +89,11 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     import jax
 
     from wmtp_jax.data.store import TOKENIZER, data_fingerprint, open_split
-    from wmtp_jax.data.tokenize import load_tokenizer, tokenizer_fingerprint
+    from wmtp_jax.data.tokenize import load_tokenizer
     from wmtp_jax.load import find_model, model_fingerprint
     from wmtp_jax.parallel.mesh import make_mesh
     from wmtp_jax.processes import refuse_processes
+    from wmtp_jax.training.inputs import check_tokens
     from wmtp_jax.training.scoring import check_scorer
     from wmtp_jax.training.stages import find_stage
 
@@ -118,14 +119,15 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     args.dtype = args.dtype or (model.compute_dtype if model else "float32")
     args.param_dtype = args.param_dtype or (model.param_dtype if model else "float32")
     named = model.tokenizer if model else None
-    tokenizer = load_tokenizer(source.tokenizer or named or args.data / TOKENIZER)
+    folder = source.tokenizer or named or args.data / TOKENIZER
+    tokenizer = check_tokens(args.data, load_tokenizer(folder), folder, source.config.vocab_size, [split.name])
     job = hashlib.sha256(chosen.astype(np.int64).tobytes())
     job.update(json.dumps([_AT_ONCE, args.dtype, args.param_dtype]).encode())
     facts = ScoreFacts(
         kind=kind,
         model=model_fingerprint(source),
         data=data_fingerprint(args.data),
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=tokenizer,
         max_length=max_length,
         job=job.hexdigest(),
     )
@@ -146,7 +148,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     try:
         _prepare(parts, facts._asdict())
         with jax.set_mesh(mesh):
-            _write_parts(parts, split, chosen, lambda: _Scorer(source, kind, mesh, args, max_length, tokenizer))
+            _write_parts(parts, split, chosen, lambda: _Scorer(source, kind, mesh, args, max_length))
         whole = parts / "whole.writing"
         join_parts(sorted(parts.glob("*.arrow")), whole, facts)
         if not ScoreFile(whole).figures()["solutions"]:
@@ -218,7 +220,7 @@ def _chosen(args: argparse.Namespace, split: Any) -> tuple[np.ndarray, int, Any]
 class _Scorer:
     """The frozen model, and the one compiled function over rows of it."""
 
-    def __init__(self, source: Any, kind: str, mesh: Any, args: argparse.Namespace, max_length: int, tokenizer: Any):
+    def __init__(self, source: Any, kind: str, mesh: Any, args: argparse.Namespace, max_length: int):
         import jax
 
         from wmtp_jax.load import load_params
@@ -233,45 +235,33 @@ class _Scorer:
         self._mesh, self._sharding = mesh, batch_sharding(mesh)
         self._score = jax.jit(make_scorer(graphdef, kind))
         self._rows = args.batch_size * mesh.shape["data"] * mesh.shape["fsdp"]
-        self._max_length, self._tokenizer, self._vocab_size = max_length, tokenizer, source.config.vocab_size
+        self._max_length = max_length
 
     def __call__(self, split: Any, numbers: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Numbers of the solutions that are not too long, and the scores of their tokens."""
         import jax
 
-        from wmtp_jax.data.batches import validation_batches
-        from wmtp_jax.data.pack import assign_rows, fill_rows
-        from wmtp_jax.data.tokenize import encode_examples
+        from wmtp_jax.data.batches import RowSource, validation_batches
         from wmtp_jax.parallel.sharding import place_rows
 
-        documents = encode_examples(self._tokenizer, split.read(numbers))
-        kept = [i for i, document in enumerate(documents) if len(document.tokens) <= self._max_length]
-        documents, numbers = [documents[i] for i in kept], numbers[kept]
-        if documents and (largest := max(int(d.tokens.max()) for d in documents)) >= self._vocab_size:
-            raise UserError(
-                f"the tokenizer gives token {largest}, but the model's vocabulary is {self._vocab_size} (ids below it)"
-            )
-        placement = assign_rows([len(document.tokens) for document in documents], self._max_length)
-        rows = fill_rows(documents, placement, self._max_length)
-        result: list[Any] = [None] * len(documents)
-        at = 0
-        for batch in validation_batches(len(rows.tokens), self._rows):
-            on_device = (place_rows(field, batch, self._sharding) for field in (rows.tokens, rows.segment_ids))
+        numbers = numbers[split.lengths[numbers] <= self._max_length]
+        source = RowSource(split, numbers, self._max_length, packing=True, seed=0)
+        result: dict[int, np.ndarray] = {}
+        for batch in validation_batches(len(source), self._rows):
+            rows = place_rows(source.__getitem__, batch, self._sharding)
             with jax.set_mesh(self._mesh):
-                scores = jax.device_get(self._score(self._params, *on_device))
-            for row, of_row in zip(scores, placement[at : at + self._rows], strict=False):
-                start = 0
-                for i in of_row:
-                    end = start + len(documents[i].tokens)
-                    result[i] = row[start:end].astype(np.float32)
-                    if not np.isfinite(result[i]).all():
+                scores = jax.device_get(self._score(self._params, rows.tokens, rows.segment_ids))
+            for number, row in zip(batch[batch >= 0], scores, strict=False):
+                documents = source.documents(number)
+                ends = np.cumsum(split.lengths[documents])
+                for document, part in zip(documents, np.split(row[: ends[-1]], ends[:-1]), strict=True):
+                    result[int(document)] = part.astype(np.float32)
+                    if not np.isfinite(part).all():
                         raise Failure(
-                            f"solution {int(numbers[i]) + 1} of {split.name} has scores that are not finite: "
+                            f"solution {int(document) + 1} of {split.name} has scores that are not finite: "
                             "the model is damaged, or overflows in --dtype"
                         )
-                    start = end
-            at += self._rows
-        return numbers, result
+        return numbers, [result[int(number)] for number in numbers]
 
 
 def _prepare(parts: Path, job: dict[str, Any]) -> None:

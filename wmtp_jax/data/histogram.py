@@ -32,7 +32,9 @@ def draw_lengths(indices: dict[str, Index], path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.6 * len(indices)), layout="constrained")
-    for axes, (split, index) in zip(np.ravel(figure.subplots(len(indices), squeeze=False)), indices.items(), strict=True):
+    for axes, (split, index) in zip(
+        np.ravel(figure.subplots(len(indices), squeeze=False)), indices.items(), strict=True
+    ):
         lengths = example_lengths(index)
         edges = np.linspace(0, max(np.percentile(lengths, 99.5), 1), 60)
         kinds = {"correct": lengths[index.is_correct], "incorrect": lengths[~index.is_correct]}

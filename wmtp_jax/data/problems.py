@@ -129,7 +129,7 @@ def humaneval(fields: Any, where: str, split: str | None, options: Options) -> P
 
 
 def mbpp(fields: Any, where: str, split: str | None, options: Options) -> Problem:
-    """A problem of MBPP, split by task_id as published (11-510 test, 511-600 validation, 601-974 train, 1-10 prompts)."""
+    """A problem of MBPP, split by task_id as published: 11-510 test, 511-600 valid, 601-974 train, 1-10 prompts."""
     row = validate(MbppRow, fields, where)
     # The ten few-shot prompts stand in no split of their own: they are no test problems.
     published = "test" if 11 <= row.task_id <= 510 else "valid" if 511 <= row.task_id <= 600 else "train"

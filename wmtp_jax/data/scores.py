@@ -41,7 +41,7 @@ class ScoreFacts(NamedTuple):
 
 
 class ScoreFile:
-    """Reads a file of scores.
+    """Reads a file of scores, which stays on the disk: in memory is where each solution stands.
 
     Args:
       path: the file.
@@ -52,6 +52,7 @@ class ScoreFile:
 
     def __init__(self, path: Path):
         import pyarrow as pa
+        import pyarrow.compute as pc
 
         if not path.is_file():
             raise UserError(f"{path}: no such file of scores; make it with `python -m wmtp_jax.score`")
@@ -62,24 +63,31 @@ class ScoreFile:
                 raise ValueError("another format version")
             digest = metadata.pop("scores_sha256")
             self.facts = ScoreFacts(**metadata)
-            splits = self._table["split"].to_pylist()
-            rows = self._table["row"].to_pylist()
-        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+            splits, rows = self._table["split"], self._table["row"].to_numpy()
+            scores = self._table["scores"]
+            of_split = {name: pc.equal(splits, name).to_numpy() for name in pc.unique(splits).to_pylist()}
+            self._lengths = pc.list_value_length(scores).to_numpy()
+            self._parts = [(part.offsets.to_numpy(), part.values.to_numpy()) for part in scores.chunks]
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: not a file of scores ({str(error).splitlines()[0]}); make it with `python -m wmtp_jax.score`"
             ) from error
         self.path = path
-        self._place = {key: place for place, key in enumerate(zip(splits, rows, strict=True))}
-        self._scores = self._table["scores"]
+        self._starts = np.cumsum([0, *(len(part) for part in scores.chunks)])
+        self._places: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of each split: rows, ascending, and their places
+        for name, mask in of_split.items():
+            places = np.flatnonzero(mask)
+            places = places[np.argsort(rows[places], kind="stable")]
+            self._places[name] = rows[places], places
         if _digest([self._table]) != digest:
             raise UserError(f"{path}: damaged: the scores are not those that were written; make or copy the file again")
 
     def figures(self) -> dict[str, Any]:
         """Numbers of solutions and tokens, and the mean score."""
-        values = [chunk.flatten().to_numpy() for chunk in self._scores.chunks]
+        values = [chunk.flatten().to_numpy() for chunk in self._table["scores"].chunks]
         tokens = sum(len(part) for part in values)
         total = sum(float(part.sum(dtype=float)) for part in values)
-        return {"solutions": len(self._place), "tokens": tokens, "mean": total / max(tokens, 1)}
+        return {"solutions": len(self._lengths), "tokens": tokens, "mean": total / max(tokens, 1)}
 
     def check(self, **expected: str | int) -> None:
         """Compares what the scores were made from. Raises UserError naming each difference."""
@@ -96,34 +104,42 @@ class ScoreFile:
                 "`python -m wmtp_jax.score`"
             )
 
-    def of(
-        self, split: str, numbers: Sequence[int] | np.ndarray, lengths: Sequence[int], limit: int
-    ) -> list[np.ndarray]:
-        """Scores of solutions, one array each; of one longer than ``limit``, which no row takes, an empty one.
+    def check_solutions(self, split: str, numbers: np.ndarray, lengths: np.ndarray) -> None:
+        """Raises UserError where some solutions are not in the file, or have another number of tokens."""
+        places, there = self._find(split, numbers)
+        if not there.all():
+            first = int(np.argmin(there))
+            raise UserError(
+                f"weighting.scores: {self.path} holds {len(self._lengths):,} solutions up to {self.facts.max_length} "
+                f"tokens, but {np.count_nonzero(~there):,} of the {len(numbers):,} solutions of {split} that are drawn "
+                f"are not among them (solution {int(numbers[first]) + 1}, {int(lengths[first])} tokens): it was made "
+                "for another draw; make it again with the --stage, --config and --override of this run"
+            )
+        wrong = self._lengths[places] != lengths
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            raise UserError(
+                f"weighting.scores: {self.path} has {self._lengths[places[first]]} scores for solution "
+                f"{int(numbers[first]) + 1} of {split}, which has {int(lengths[first])} tokens; make them again"
+            )
 
-        Raises:
-          UserError: some are not in the file, or have another number of tokens.
-        """
-        result = []
-        for number, length in zip(numbers, lengths, strict=True):
-            if length > limit:
-                result.append(np.zeros(0, np.float32))
-                continue
-            place = self._place.get((split, int(number)))
-            if place is None:
-                raise UserError(
-                    f"weighting.scores: {self.path} holds {len(self._place):,} solutions up to {self.facts.max_length} "
-                    f"tokens, but not solution {int(number) + 1} of {split} ({length} tokens): it was made for another "
-                    "draw; make it again with the --stage, --config and --override of this run"
-                )
-            scores = self._scores[place].values.to_numpy()
-            if len(scores) != length:
-                raise UserError(
-                    f"weighting.scores: {self.path} has {len(scores)} scores for solution {int(number) + 1} of "
-                    f"{split}, which has {length} tokens; make them again"
-                )
-            result.append(scores)
-        return result
+    def of(self, split: str, number: int) -> np.ndarray:
+        """Scores of the tokens of a solution that is in the file, float32; a view of the file."""
+        places, there = self._find(split, np.array([number]))
+        assert there.all()  # `check_solutions` has looked
+        place = int(places[0])
+        part = int(np.searchsorted(self._starts, place, side="right")) - 1
+        offsets, values = self._parts[part]
+        at = place - self._starts[part]
+        return values[offsets[at] : offsets[at + 1]]
+
+    def _find(self, split: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where solutions stand, and which are there at all."""
+        rows, places = self._places.get(split, (np.zeros(0, int), np.zeros(0, int)))
+        if not len(rows):
+            return np.zeros(len(numbers), int), np.zeros(len(numbers), bool)
+        at = np.minimum(np.searchsorted(rows, numbers), len(rows) - 1)
+        return places[at], rows[at] == numbers
 
 
 def write_part(path: Path, split: str, numbers: np.ndarray, scores: Sequence[np.ndarray]) -> None:

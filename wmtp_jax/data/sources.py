@@ -103,7 +103,9 @@ def list_files(source: str) -> list[SourceFile]:
     ]
 
 
-def read_chunks(files: list[SourceFile], columns: list[str], required: list[str], start: tuple[int, int]) -> Iterator[Chunk]:
+def read_chunks(
+    files: list[SourceFile], columns: list[str], required: list[str], start: tuple[int, int]
+) -> Iterator[Chunk]:
     """Rows of the files from ``start`` (file, row) on. Where chunks begin does not depend on ``start``.
 
     Args:
@@ -126,7 +128,9 @@ def read_chunks(files: list[SourceFile], columns: list[str], required: list[str]
                     chunks = _read_jsonl(file, stream, number, first)
                 yield from chunks
         except pa.ArrowException as error:
-            raise UserError(f"{file.path}: damaged Parquet ({str(error).splitlines()[0]}); download it again") from error
+            raise UserError(
+                f"{file.path}: damaged Parquet ({str(error).splitlines()[0]}); download it again"
+            ) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{file.path}: damaged ({error}); copy or download it again") from error
         except OSError as error:

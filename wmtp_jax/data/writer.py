@@ -226,7 +226,7 @@ def _shift(solutions: pa.RecordBatch, start: int) -> pa.RecordBatch:
 
 def _build_index(directory: Path, split: str, parts: list[int]) -> tuple[Index, int]:
     """The index of a split, and how many solutions it leaves out because they stand twice."""
-    keys, labels, prompts, n_response, names, difficulty, n_prompt = ([] for _ in range(7))  # type: ignore[var-annotated]
+    keys, labels, prompts, n_response, names, difficulty, n_prompt = ([] for _ in range(7))
     solution_starts, prompt_starts = [0], [0]
     for part in parts:
         rows = read_arrow(part_file(directory, part, split, "solutions"))

@@ -84,22 +84,33 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def place_rows(rows: np.ndarray, numbers: np.ndarray, sharding: Sharding) -> jax.Array:
-    """``rows[numbers]`` on the mesh; a process reads the rows of its own devices only.
+def place_rows(read: Callable[[np.ndarray], Any], numbers: np.ndarray, sharding: Sharding) -> Any:
+    """Rows on the mesh, a tree of arrays (..., S); a process reads the rows of its own devices only.
 
     Args:
-      rows: (R, S).
-      numbers: (...), which rows; -1 stands for one of zeros. The same in every process.
+      read: gives the rows of some numbers (...), a tree of arrays (..., S).
+      numbers: (...), which rows. The same in every process.
       sharding: of (..., S), whole rows.
     """
+    devices, parts = zip(*local_rows(read, numbers, sharding).items(), strict=True)
 
-    def part(index: Any) -> np.ndarray:
-        chosen = numbers[index[:-1]]
-        values = rows[chosen]
-        values[chosen < 0] = 0
-        return values
+    def join(*fields: np.ndarray) -> jax.Array:
+        shape = (*numbers.shape, fields[0].shape[-1])
+        return jax.make_array_from_single_device_arrays(shape, sharding, jax.device_put(list(fields), list(devices)))
 
-    return jax.make_array_from_callback((*numbers.shape, rows.shape[1]), sharding, part)
+    return jax.tree.map(join, *parts)
+
+
+def local_rows(read: Callable[[np.ndarray], Any], numbers: np.ndarray, sharding: Sharding) -> dict[jax.Device, Any]:
+    """What each device of this process has of the rows; those that several devices have are read once."""
+    parts: dict[bytes, Any] = {}
+    result = {}
+    for device, index in sharding.addressable_devices_indices_map(numbers.shape).items():
+        chosen = numbers[index]
+        if chosen.tobytes() not in parts:
+            parts[chosen.tobytes()] = read(chosen)
+        result[device] = parts[chosen.tobytes()]
+    return result
 
 
 def shard_batch(x: jax.Array) -> jax.Array:

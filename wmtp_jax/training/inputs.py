@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from wmtp_jax.console import err
 from wmtp_jax.data.sample import draw_samples
 from wmtp_jax.data.sample_report import Method, SampleReport
 from wmtp_jax.data.scores import ScoreFile
-from wmtp_jax.data.store import Split
+from wmtp_jax.data.store import TOKENIZER, Split, read_manifest
 from wmtp_jax.data.tokenize import load_tokenizer, tokenizer_fingerprint
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import ModelSource, find_model, model_fingerprint, split_step
@@ -178,7 +179,41 @@ def find_tokenizer(settings: Settings, source: ModelSource | None) -> Path:
             f"{source.directory}: its tokenizer.model needs a config; make a model directory with "
             "`python -m conversion import` first, or name a tokenizer as model.tokenizer"
         )
-    return settings.dataset.path / "tokenizer"
+    return settings.dataset.path / TOKENIZER
+
+
+def check_tokens(directory: Path, tokenizer: Any, folder: Path, vocab_size: int, splits: Iterable[str]) -> str:
+    """Checks that the tokens of a data set are those that the model reads.
+
+    Args:
+      directory: of the data set.
+      tokenizer: of the model.
+      folder: where that tokenizer is, for messages.
+      vocab_size: of the model.
+      splits: what is read.
+
+    Returns:
+      The fingerprint of the tokenizer.
+
+    Raises:
+      UserError: another tokenizer made them, or none, or there is a token that the model does not have.
+    """
+    manifest, fingerprint = read_manifest(directory), tokenizer_fingerprint(tokenizer)
+    if manifest["tokenizer"] != fingerprint:
+        theirs = f"was tokenised by another tokenizer ({directory / TOKENIZER})"
+        raise UserError(
+            f"{directory} {theirs if manifest['tokenizer'] else 'holds texts alone'}, but the model reads the tokens "
+            f"of {folder}; prepare it again for this model: `python -m wmtp_jax.prepare --dataset "
+            f"{manifest['dataset']} ... --tokenizer {folder} --output <another folder>`"
+        )
+    largest = max(manifest["splits"][name]["largest_token"] for name in splits)
+    if largest >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives token {largest}, but the model's vocabulary is {vocab_size} (ids below it); "
+            "use the model's own tokenizer (model.tokenizer) or set model.architecture.vocab_size to at least "
+            f"{len(tokenizer)}"
+        )
+    return fingerprint
 
 
 def sampling_method(stage: Stage, settings: Settings, split: str) -> Method:
@@ -239,7 +274,7 @@ def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) 
 
 
 def open_scores(
-    stage: Stage, settings: Settings, tokenizer: Any, data_fingerprint: str, scorer_fingerprint: str | None
+    stage: Stage, settings: Settings, tokenizer_fingerprint: str, data_fingerprint: str, scorer_fingerprint: str | None
 ) -> ScoreFile | None:
     """The file of scores that the settings name, checked against model and data; None without one."""
     if settings.weighting.scores is None or scorer_fingerprint is None or stage.scorer is None:
@@ -248,7 +283,7 @@ def open_scores(
     file.check(
         kind=stage.scorer,
         data=data_fingerprint,
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=tokenizer_fingerprint,
         model=scorer_fingerprint,
     )
     return file

@@ -7,21 +7,18 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from wmtp_jax.console import Steps, err
-from wmtp_jax.data.batches import training_batches, validation_batches
-from wmtp_jax.data.curriculum import curriculum_order
+from wmtp_jax.data.batches import Batch, training_batches, validation_batches
 from wmtp_jax.data.pack import Rows
 from wmtp_jax.errors import Failure
 from wmtp_jax.load import load_params
-from wmtp_jax.losses.mtp import mtp_targets
 from wmtp_jax.parallel.distributed import exchange, is_first, is_several
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import place_rows
@@ -39,19 +36,11 @@ from wmtp_jax.training.run_directory import (
     write_run_files,
 )
 from wmtp_jax.training.step import TrainState
-from wmtp_jax.training.throughput import device_memory_gb, matmul_peak, model_flops
+from wmtp_jax.training.throughput import device_memory_gb, forward_flops, matmul_peak, update_flops
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun
-from wmtp_jax.training.validation import critic_metrics, validation_metrics
+from wmtp_jax.training.validation import critic_metrics, unigram_cross_entropy, validation_metrics
 
 _PATIENCE = 30.0  # seconds; the others stand in the middle of a step, and may never come
-
-
-class _Step(NamedTuple):
-    """The rows of a step: their numbers, their copy on the devices, the seconds they were waited for."""
-
-    numbers: np.ndarray
-    on_device: Rows
-    waited: float
 
 
 def fit(run: Run) -> dict[str, Any]:
@@ -115,7 +104,9 @@ def fit(run: Run) -> dict[str, Any]:
         "val/loss": final["val/loss"],
         "best_val/loss": validation["val/loss"],
         "validation": validation,
-        "unigram": unigram_cross_entropy(run) if run.objective.n_heads else [],
+        "unigram": unigram_cross_entropy(run.train, run.validation, run.config.n_future_tokens, run.config.vocab_size)
+        if run.objective.n_heads
+        else [],
         "tokens_trained": progress["tokens"],
         "tokens_per_second": progress["tokens"] / progress["seconds"],
         "seconds": time.perf_counter() - started,
@@ -143,7 +134,7 @@ class _Trainer:
 
     def __init__(self, run: Run, mesh: Mesh):
         self.run, self.mesh = run, mesh
-        scores_batches = run.objective.needs_scores and run.train.rows.scores is None
+        scores_batches = run.objective.needs_scores and run.train.scores is None
         assert run.schedule.total_steps is not None
         self.program = make_program(
             run.stage,
@@ -188,9 +179,9 @@ class _Trainer:
     def validate(self, params: Any) -> dict[str, float]:
         """Validation metrics over all validation rows."""
         totals, values = None, []
-        rows = self.run.validation.rows
-        for numbers in validation_batches(len(rows.tokens), self.program.eval_rows):
-            part = rows.map(partial(place_rows, numbers=numbers, sharding=self.program.eval_sharding))
+        rows = self.run.validation
+        for numbers in validation_batches(len(rows), self.program.eval_rows):
+            part = place_rows(rows.__getitem__, numbers, self.program.eval_sharding)
             sums, values_BS = self.eval_step(params, part)
             sums = jax.device_get(sums)  # added up here: no small programs on all devices between the large ones
             totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
@@ -198,8 +189,9 @@ class _Trainer:
         assert totals is not None
         metrics = validation_metrics(totals)
         if self.run.stage.trains == "values":
-            values_RS = np.concatenate(multihost_utils.process_allgather(values, tiled=True))[: len(rows.tokens)]
-            metrics |= critic_metrics(values_RS, rows, self.run.validation_problems)
+            values_RS = np.concatenate(multihost_utils.process_allgather(values, tiled=True))[: len(rows)]
+            problems = [rows.split.problem[rows.documents(row)] for row in range(len(rows))]
+            metrics |= critic_metrics(values_RS, rows[np.arange(len(rows))], problems)
         return metrics
 
 
@@ -210,16 +202,6 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
     """
     settings, last_step = run.settings, run.schedule.last_step
     assert last_step is not None
-    batches = training_batches(
-        len(run.train.rows.tokens),
-        rows_per_step=run.schedule.rows_per_step,
-        accumulation=settings.training.gradient_accumulation_steps,
-        seed=settings.data_sampling.seed,
-        first_step=first_step,
-        last_step=last_step,
-        rows_per_unit=run.train.rows_per_unit,
-        order=_curriculum(run),
-    )
     keep = settings.checkpoint.save_total_limit
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
@@ -242,12 +224,23 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
             mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
         log = _Logger(run, metrics_file, mlflow, progress)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
-        in_flight: deque[tuple[int, Any, _Step]] = deque()
+        in_flight: deque[tuple[int, Any, Batch]] = deque()
+        batches = training_batches(
+            run.train,
+            trainer.program.batch_sharding,
+            rows_per_step=run.schedule.rows_per_step,
+            accumulation=settings.training.gradient_accumulation_steps,
+            seed=settings.data_sampling.seed,
+            first_step=first_step,
+            last_step=last_step,
+            order=run.order,
+        )
+        stack.callback(batches.close)
         log.start()
-        ahead = _to_device(batches, run.train.rows, trainer.program.batch_sharding)
         for step in range(first_step + 1, last_step + 1):
-            batch = next(ahead)
-            state, metrics = trainer.step(state, trainer.scored(batch.on_device))
+            with log.waiting():
+                batch = next(batches)
+            state, metrics = trainer.step(state, trainer.scored(batch.rows))
             in_flight.append((step, metrics, batch))
             save = step in run.schedule.save_steps
             # The device works on this step while the one before is logged.
@@ -278,13 +271,21 @@ class _Logger:
 
     def start(self) -> None:
         """Starts the clock of the next step; what came before is no part of it."""
-        self._clock = time.perf_counter()
+        self._clock, self._waited = time.perf_counter(), 0.0
 
-    def step(self, step: int, metrics: dict[str, jax.Array], batch: _Step) -> str:
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What is inside waits for data."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
+
+    def step(self, step: int, metrics: dict[str, jax.Array], batch: Batch) -> str:
         """Waits for a step, records it, returns a short note for the progress bar."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
+        waited, self._waited = self._waited, 0.0
         self._check_finite(step, values)
         tokens = int(values.pop("train/tokens"))
         self.progress["tokens"] += tokens
@@ -297,8 +298,8 @@ class _Logger:
         values |= {
             "perf/step_seconds": seconds,
             "perf/tokens_per_second": tokens / seconds,
-            "perf/model_flops_utilization": self._flops(batch.numbers) / seconds / self._peak,
-            "perf/data_wait_fraction": min(batch.waited / seconds, 1.0),
+            "perf/model_flops_utilization": self._flops(batch.lengths) / seconds / self._peak,
+            "perf/data_wait_fraction": waited / seconds,
             "system/device_memory_gb": device_memory_gb(),
         }
         if step % self._run.settings.tracking.log_every_steps == 0:
@@ -332,15 +333,10 @@ class _Logger:
                 "in the model (`python -m conversion verify`) and in the scores of the critic or reference."
             )
 
-    def _flops(self, numbers: np.ndarray) -> float:
-        objective, segment_ids = self._run.objective, self._run.train.rows.segment_ids[numbers]
-        return model_flops(
-            self._run.config,
-            segment_ids,
-            n_heads=objective.n_heads,
-            backward=objective.part != "head",
-            frozen=objective.frozen,
-        )
+    def _flops(self, lengths: np.ndarray) -> float:
+        objective = self._run.objective
+        forward = forward_flops(self._run.config, lengths, objective.n_heads)
+        return update_flops(forward, backward=objective.part != "head", frozen=objective.frozen)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         self._record(step, values)
@@ -351,43 +347,3 @@ class _Logger:
             self._file.log(step, values)
         if self._mlflow:
             self._mlflow.log(step, values)
-
-
-def unigram_cross_entropy(run: Run) -> list[float]:
-    """Loss of each head's targets in validation under the token frequencies of the training responses.
-
-    The simplest model there is (add-one smoothing): a head that has learned anything is below it.
-    """
-    train = run.train.rows
-    seen = np.bincount(train.tokens[train.loss_mask], minlength=run.config.vocab_size) + 1
-    cost = -np.log(seen / seen.sum())
-    n_heads = run.config.n_future_tokens
-    targets, valid = map(np.asarray, mtp_targets(*run.validation.rows[:3], n_heads))
-    return [float(cost[targets[..., k][valid[..., k]]].mean()) for k in range(n_heads)]
-
-
-def _to_device(batches: Iterator[np.ndarray], rows: Rows, sharding: NamedSharding) -> Iterator[_Step]:
-    """Batches on the devices, sent one ahead; each process reads the rows of its own devices."""
-    pending: _Step | None = None
-    while True:
-        start = time.perf_counter()
-        numbers = next(batches, None)
-        if numbers is not None:
-            on_device = rows.map(partial(place_rows, numbers=numbers, sharding=sharding))
-            waited = time.perf_counter() - start
-        if pending is not None:
-            yield pending
-        if numbers is None:
-            return
-        pending = _Step(numbers, on_device, waited)
-
-
-def _curriculum(run: Run) -> np.ndarray | None:
-    """The order of units under ``data_sampling.curriculum``; None without one."""
-    curriculum, bins = run.settings.data_sampling.curriculum, run.train.bins
-    if curriculum is None or bins is None:
-        return None
-    assert run.schedule.total_steps is not None
-    phases = [(phase.until, np.array([phase.weights[name] for name in curriculum.bins])) for phase in curriculum.phases]
-    per_step = run.schedule.rows_per_step // run.train.rows_per_unit
-    return curriculum_order(bins, phases, run.schedule.total_steps, per_step, run.settings.data_sampling.seed)

@@ -1,4 +1,4 @@
-"""From settings to everything a run needs: model, tokenizer, rows of tokens, steps.
+"""From settings to everything a run needs: model, tokenizer, which examples stand in which rows, steps.
 
 All input is checked here, before anything is written.
 """
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from wmtp_jax.config import Settings, read_environment
-from wmtp_jax.data.batches import RowSet, build_rows, count_steps
+from wmtp_jax.data.batches import RowSource, count_steps
+from wmtp_jax.data.curriculum import curriculum_order
 from wmtp_jax.data.sample import assign_bins
 from wmtp_jax.data.sample_report import SampleReport
 from wmtp_jax.data.store import data_fingerprint, open_split
@@ -25,6 +27,7 @@ from wmtp_jax.load import ModelSource, model_fingerprint, split_step
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import check_shapes, resolve_shape
 from wmtp_jax.training.inputs import (
+    check_tokens,
     draw_examples,
     find_architecture,
     find_scorer,
@@ -74,11 +77,12 @@ class Run:
       source: where its weights come from; None: random ones.
       tokenizer: of the model.
       samples: what was drawn of each split, by its name.
-      train, validation: rows of tokens.
-      validation_problems: the problem of each document of each validation row.
+      train, validation: rows of tokens, read when they are needed.
+      order: the units of ``train`` (`RowSource.rows_per_unit` rows) in the order of a curriculum; None: a random one.
       schedule, objective: sizes of the run, and what an update minimises.
       scorer: the critic or the reference, where the stage has one.
-      fingerprint, scorer_fingerprint: of the data set, and of the frozen model whose scores are used.
+      fingerprint, tokenizer_fingerprint: of the data set, and of the tokenizer that made its tokens.
+      scorer_fingerprint: of the frozen model whose scores are used.
     """
 
     stage: Stage
@@ -88,13 +92,14 @@ class Run:
     source: ModelSource | None
     tokenizer: Any
     samples: dict[str, SampleReport]
-    train: RowSet
-    validation: RowSet
-    validation_problems: list[list[int]]
+    train: RowSource
+    validation: RowSource
+    order: np.ndarray | None
     schedule: Schedule
     objective: Objective
     scorer: ModelSource | None
     fingerprint: str
+    tokenizer_fingerprint: str
     scorer_fingerprint: str | None
 
 
@@ -166,16 +171,15 @@ def build_run(stage: Stage, settings: Settings) -> Run:
     scorer_path(stage, settings)  # settings that contradict each other are named before anything long
     sampling, dataset = settings.data_sampling, settings.dataset
     splits = {name: open_split(dataset.path, name) for name in ("train", "valid")}
-    tokenizer = load_tokenizer(find_tokenizer(settings, source))
+    tokens_of = find_tokenizer(settings, source)
+    tokenizer = load_tokenizer(tokens_of)
+    tokenizer_fingerprint = check_tokens(dataset.path, tokenizer, tokens_of, config.vocab_size, splits)
     read_environment()  # a broken .env is found now, not after the model is loaded
     scorer = find_scorer(stage, settings, config, source, tokenizer)
     if scorer:
         check_mesh(settings, scorer.config, scorer_path(stage, settings)[1])
-    fingerprint = data_fingerprint(dataset.path)
     # Which fields the rows need does not depend on the sizes of the run.
     needs = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
-    scorer_fingerprint = model_fingerprint(scorer) if needs.needs_scores and scorer else None
-    score_file = open_scores(stage, settings, tokenizer, fingerprint, scorer_fingerprint)
     sets, samples = {}, {}
     for name, setting in (("train", "n_samples"), ("valid", "n_validation_samples")):
         split = splits[name]
@@ -183,24 +187,29 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         bins = None
         if name == "train" and sampling.curriculum is not None:
             bins = assign_bins(split.difficulty[chosen].reshape(len(chosen), -1)[:, 0], sampling.curriculum.bins)
-        sets[name] = build_rows(
+        sets[name] = RowSource(
             split,
             chosen,
-            tokenizer,
-            max_length=dataset.max_length,
+            dataset.max_length,
             packing=dataset.packing,
-            vocab_size=config.vocab_size,
+            seed=sampling.seed,
             outcomes=needs.needs_outcomes if name == "train" else stage.trains == "values",
-            scores=partial(score_file.of, name, limit=dataset.max_length) if score_file and name == "train" else None,
             bins=bins,
         )
     train, validation = sets["train"], sets["valid"]
-    schedule = plan_schedule(settings, len(train.rows.tokens), exact=True)
-    assert schedule.total_steps is not None
     if train.rows_per_unit > 1 and settings.training.batch_size % train.rows_per_unit:
         raise UserError(
             f"training.batch_size is {settings.training.batch_size}; it must be even, because a pair takes two rows"
         )
+    schedule = plan_schedule(settings, len(train), exact=True)
+    assert schedule.total_steps is not None
+    # Last, because it may read a large model from the disk.
+    fingerprint = data_fingerprint(dataset.path)
+    scorer_fingerprint = model_fingerprint(scorer) if needs.needs_scores and scorer else None
+    score_file = open_scores(stage, settings, tokenizer_fingerprint, fingerprint, scorer_fingerprint)
+    if score_file is not None:
+        score_file.check_solutions("train", train.chosen, splits["train"].lengths[train.chosen])
+        train.scores = partial(score_file.of, "train")
     return Run(
         stage=stage,
         settings=settings,
@@ -211,7 +220,7 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         samples=samples,
         train=train,
         validation=validation,
-        validation_problems=[[int(splits["valid"].problem[i]) for i in row] for row in validation.documents],
+        order=_curriculum(settings, train, schedule),
         schedule=schedule,
         objective=make_objective(
             stage,
@@ -222,8 +231,20 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         ),
         scorer=scorer,
         fingerprint=fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint,
         scorer_fingerprint=scorer_fingerprint,
     )
+
+
+def _curriculum(settings: Settings, train: RowSource, schedule: Schedule) -> np.ndarray | None:
+    """The order of units under ``data_sampling.curriculum``; None without one."""
+    curriculum = settings.data_sampling.curriculum
+    if curriculum is None or train.bins is None:
+        return None
+    assert schedule.total_steps is not None
+    phases = [(phase.until, np.array([phase.weights[name] for name in curriculum.bins])) for phase in curriculum.phases]
+    per_step = schedule.rows_per_step // train.rows_per_unit
+    return curriculum_order(train.bins, phases, schedule.total_steps, per_step, settings.data_sampling.seed)
 
 
 def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule, dict[str, SampleReport], list[str]]:

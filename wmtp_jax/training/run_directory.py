@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import platform
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import yaml
 from pydantic import ValidationError
 
@@ -169,17 +167,10 @@ def _record(run: Run) -> dict[str, Any]:
         "stage": run.stage.name,
         "data_fingerprint": run.fingerprint,
         "rows_per_step": run.schedule.rows_per_step,
-        "rows_sha256": _hash_rows(run.train.rows._replace(scores=None), run.validation.rows),
+        "tokenizer_fingerprint": run.tokenizer_fingerprint,
+        "rows_sha256": [run.train.digest(), run.validation.digest()],
         "scorer_fingerprint": run.scorer_fingerprint,
     }
-
-
-def _hash_rows(*splits: Any) -> str:
-    digest = hashlib.sha256()
-    for rows in splits:
-        for field in jax.tree.leaves(rows):
-            digest.update(np.ascontiguousarray(field).data)
-    return digest.hexdigest()
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +179,8 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
         "stage": record.get("stage"),
         "data fingerprint": record.get("data_fingerprint"),
         "fingerprint of the critic or reference": record.get("scorer_fingerprint"),
-        "tokens (examples, tokenizer, packing)": record.get("rows_sha256"),
+        "tokenizer": record.get("tokenizer_fingerprint"),
+        "examples and their places in rows": record.get("rows_sha256"),
         "rows per step (training.batch_size x training.gradient_accumulation_steps x runtime.mesh.data x "
         "runtime.mesh.fsdp)": record.get("rows_per_step"),
     }

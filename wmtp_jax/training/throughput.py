@@ -35,25 +35,14 @@ def update_flops(forward: dict[str, float], *, backward: bool = True, frozen: bo
     """Operations that one update needs, from those of its forward pass (`forward_flops`).
 
     The backward pass through the blocks needs twice as many; where the weights are ``frozen`` (beside adapters, which
-    do not count), as many for them.
+    do not count), as many for them. Padding and recomputation do not count, so the share of the peak that is reached
+    says what is left to win.
     """
     of_attention = forward["trunk attention"] + forward["head attention"]
     of_weights = sum(forward.values()) - of_attention
     if not backward:
         return of_weights + of_attention
     return (2.0 if frozen else 3.0) * of_weights + 3.0 * of_attention
-
-
-def model_flops(
-    config: ModelConfig, segment_ids: np.ndarray, *, n_heads: int, backward: bool = True, frozen: bool = False
-) -> float:
-    """Operations that one update of the documents of ``segment_ids`` (..., S) needs; see `update_flops`.
-
-    Padding and recomputation do not count, so the share of the peak that is reached says what is left to win.
-    ``n_heads`` prediction heads are computed.
-    """
-    lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids.reshape(-1, segment_ids.shape[-1])])
-    return update_flops(forward_flops(config, lengths, n_heads), backward=backward, frozen=frozen)
 
 
 def matmul_peak(dtype: DTypeLike) -> float:

@@ -11,11 +11,14 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from wmtp_jax.data.batches import RowSource, validation_batches
 from wmtp_jax.data.pack import Rows
-from wmtp_jax.losses.mtp import head_counts, head_sums, mean_over_heads
+from wmtp_jax.losses.mtp import head_counts, head_sums, mean_over_heads, mtp_targets
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.training.objective import Objective
 from wmtp_jax.training.step import per_head
+
+_AT_ONCE = 100  # documents or rows
 
 
 class EvalSums(NamedTuple):
@@ -116,3 +119,22 @@ def critic_metrics(values: np.ndarray, rows: Rows, problems: Sequence[Sequence[i
     if pairs:
         metrics["val/pairwise_accuracy"] = right / pairs
     return metrics
+
+
+def unigram_cross_entropy(train: RowSource, validation: RowSource, n_heads: int, vocab_size: int) -> list[float]:
+    """Loss of each head's targets in validation under the token frequencies of the training responses.
+
+    The simplest model there is (add-one smoothing): a head that has learned anything is below it.
+    """
+    seen = np.ones(vocab_size, int)
+    for start in range(0, len(train.chosen), _AT_ONCE):
+        examples = map(train.split.tokens, train.chosen[start : start + _AT_ONCE])
+        responses = np.concatenate([example.tokens[example.n_prompt :] for example in examples])
+        seen += np.bincount(responses, minlength=vocab_size)
+    cost = -np.log(seen / seen.sum())
+    sums, counts = np.zeros(n_heads), np.zeros(n_heads)
+    for numbers in validation_batches(len(validation), _AT_ONCE):
+        targets, valid = map(np.asarray, mtp_targets(*validation[numbers][:3], n_heads))
+        sums += np.where(valid, cost[targets], 0.0).sum((0, 1))
+        counts += valid.sum((0, 1))
+    return [float(loss) for loss in sums / counts]
