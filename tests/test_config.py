@@ -96,6 +96,16 @@ def test_overrides_last_wins():
         ("trainng.max_steps=20", "^--override trainng.max_steps: unknown setting trainng"),
         ("runtime.mesh.data=0", "^--override runtime.mesh.data: .*sizes are 1 or more"),
         ("training.max_steps=[1", "not valid YAML"),
+        ("data_sampling.difficulty={}", "data_sampling.difficulty.weights is missing"),
+        ("data_sampling.difficulty={weights: {low: 1, high: 1}}", "weighs high, low; the bins are high, low, medium"),
+        ("data_sampling.difficulty={weights: {low: 0, medium: 0, high: 0}}", "no weight above 0"),
+        ("data_sampling.difficulty={weights: {low: -1, medium: 0, high: 0}}", "greater than or equal to 0"),
+        ("data_sampling.difficulty={bins: {a: [1, 3], b: [3, 4]}, weights: {a: 1, b: 1}}", "difficulty.bins.*overlap"),
+        ("data_sampling.difficulty={bins: {a: [3, 1]}, weights: {a: 1}}", "difficulty.bins.*overlap"),
+        ("data_sampling.difficulty={bins: {}, weights: {}}", "difficulty.bins.*at least 1"),
+        ("data_sampling.difficulty={weight: {low: 1}}", "did you mean data_sampling.difficulty.weights"),
+        ("data_sampling.curriculum={bins: {low: [1, 5], medium: [4, 7], high: [8, 9]}}", "curriculum.bins.*overlap"),
+        ("data_sampling.length_bin_tokens=0", "greater than or equal to 1"),
         ("tracking.uri=http://user:secret@host", "MLFLOW_TRACKING_USERNAME"),
     ],
 )
@@ -149,6 +159,34 @@ def test_reference_is_up_to_date(monkeypatch):
 def test_settings_cannot_change_after_loading():
     with pytest.raises(ValueError, match="frozen"):
         DataSamplingSettings().seed = 1  # type: ignore[misc]
+
+
+DIFFICULTY = "data_sampling.difficulty={bins: {a: [1, 5], b: [6, 11]}, weights: {a: 0.7, b: 0.3}}"
+
+
+def test_sampling_settings_survive_a_round_trip(tmp_path: Path):
+    changes = DIFFICULTY, "data_sampling.difficulty.weights.b=1", "data_sampling.length_balanced=true"
+    settings = load_settings(MICRO, changes)
+    (tmp_path / "again.yaml").write_text(as_yaml(settings))
+    assert load_settings(tmp_path / "again.yaml") == settings
+    sampling = settings.data_sampling
+    assert sampling.difficulty.bins == {"a": (1, 5), "b": (6, 11)}
+    assert sampling.difficulty.weights == {"a": 0.7, "b": 1.0}
+    assert (sampling.length_balanced, sampling.length_bin_tokens) == (True, 64)
+    assert load_settings(tmp_path / "again.yaml", ["data_sampling.difficulty=null"]).data_sampling.difficulty is None
+
+
+def test_difficulty_and_curriculum_agree():
+    phases = "phases: [{until: 1.0, weights: {a: 1, b: 1}}]"
+    same = f"data_sampling.curriculum={{bins: {{b: [6, 11], a: [1, 5]}}, {phases}}}"
+    assert load_settings(MICRO, [DIFFICULTY, same]).data_sampling.curriculum is not None
+    other = f"data_sampling.curriculum={{bins: {{a: [1, 4], b: [5, 11]}}, {phases}}}"
+    with pytest.raises(UserError, match=r"must be the same: a 1-5, b 6-11 and a 1-4, b 5-11"):
+        load_settings(MICRO, [DIFFICULTY, other])
+    with pytest.raises(UserError, match=r"difficulty.weights.b is 0, .* a phase of data_sampling.curriculum reads"):
+        load_settings(MICRO, [DIFFICULTY, same, "data_sampling.difficulty.weights.b=0"])
+    with pytest.raises(UserError, match=r"shares of data_sampling.n_samples, which is null"):
+        load_settings(MICRO, [DIFFICULTY, "data_sampling.n_samples=null"])
 
 
 def test_flatten():

@@ -13,7 +13,6 @@ from flax import nnx
 import wmtp_jax
 from wmtp_jax import report, score
 from wmtp_jax.data.batches import batch_numbers
-from wmtp_jax.data.sample import assign_bins, curriculum_order, draw_balanced, draw_pairs
 from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import open_split
 from wmtp_jax.data.tokenize import train_tokenizer
@@ -268,8 +267,8 @@ def test_scores_of_one_run_only(chain, tiny_data, tmp_path):
     file = ScoreFile(output)
     numbers = np.array(pa.ipc.open_file(str(output)).read_all()["row"])
     file.check_solutions("train", numbers, split.lengths[numbers])
+    correct = np.flatnonzero(split.is_correct)
     with pytest.raises(UserError, match=r"110 of the 120 solutions .* made for another draw"):
-        correct = np.flatnonzero(split.is_correct)
         file.check_solutions("train", correct, split.lengths[correct])
 
 
@@ -402,38 +401,6 @@ def test_scores_of_changed_data_are_refused(chain, train_command, changed_data, 
     scores = f"weighting.scores={chain['reference scores']}"
     with pytest.raises(UserError, match="made from other data"):
         train_command(tmp_path / "run", *common, scores, f"dataset.path={changed_data}", stage="rho1")
-
-
-def test_balanced_and_pairs(tiny_data):
-    split = open_split(tiny_data, "train")
-    chosen = draw_balanced(split, 40, 0, "n", correct_ratio=0.75)
-    assert (split.is_correct[chosen].sum(), len(chosen)) == (30, 40)
-    np.testing.assert_array_equal(chosen, draw_balanced(split, 40, 0, "n", correct_ratio=0.75))
-    pairs = draw_pairs(split, 60, 0, "n")
-    assert pairs.shape == (30, 2)
-    assert split.is_correct[pairs[:, 0]].all()
-    assert not split.is_correct[pairs[:, 1]].any()
-    np.testing.assert_array_equal(split.problem[pairs[:, 0]], split.problem[pairs[:, 1]])
-    assert len(np.unique(pairs)) == 60
-    assert len(draw_pairs(split, None, 0, "n")) == 60
-    with pytest.raises(UserError, match="half of n asks for 61"):
-        draw_pairs(split, 122, 0, "n")
-    with pytest.raises(UserError, match="n is 41; it must be even"):
-        draw_pairs(split, 41, 0, "n")
-
-
-def test_curriculum_order():
-    bins = assign_bins(np.array([1, 2, 3, 5, 6, 9, 0]), {"low": (1, 3), "medium": (4, 7), "high": (8, 11)})
-    assert bins.tolist() == [0, 0, 0, 1, 1, 2, -1]
-    phases = [(0.5, np.array([1.0, 0.0, 0.0])), (1.0, np.array([0.0, 0.5, 0.5]))]
-    order = curriculum_order(bins, phases, n_steps=20, per_step=6, seed=0)
-    assert set(order[:60]) == {0, 1, 2}
-    assert set(order[60:]) == {3, 4, 5}
-    assert all(set(order[i : i + 3]) == {0, 1, 2} for i in range(0, 60, 3))  # every unit once before any comes again
-    late = curriculum_order(bins, [(1.0, np.array([0.25, 0.75, 0.0]))], n_steps=200, per_step=5, seed=0)
-    assert (bins[late] == 1).mean() == pytest.approx(0.75, abs=0.05)
-    empty = curriculum_order(np.array([1, 1]), phases, n_steps=4, per_step=1, seed=0)
-    assert set(empty) == {0, 1}  # the bin that is due has nothing: the others fill in
 
 
 def test_pairs_stand_one_below_the_other(chain, tiny_data):

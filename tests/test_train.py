@@ -50,6 +50,7 @@ def test_it_learns_and_writes_what_it_says(whole):
         "config.json",
         "metrics.jsonl",
         "run.json",
+        "samples.json",
         "settings.yaml",
         "tokenizer",
     ]
@@ -239,9 +240,14 @@ def test_damaged_data_is_named(train_command, tiny_data: Path, tmp_path: Path):
 
 
 def test_long_samples_are_left_out_and_counted(train_command, tmp_path: Path):
-    more = ("dataset.max_length=54", "data_sampling.n_samples=null", "training.max_steps=1")
-    figures = train_command(tmp_path / "run", *more)
-    assert 0 < figures["left_out_too_long"] < 100
+    all_there_are = "data_sampling.n_samples=null", "data_sampling.n_validation_samples=null"
+    figures = train_command(tmp_path / "run", *all_there_are, "dataset.max_length=54", "training.max_steps=1")
+    train = json.loads((tmp_path / "run/samples.json").read_text())["train"]
+    assert train["left_out"]["too_long"] == figures["left_out_too_long"] == 120 - train["correct"]
+    assert 0 < train["correct"] < 120
+    assert train["tokens"]["max"] <= 54
+    with pytest.raises(UserError, match=r"asks for 100, but there are .* longer than dataset.max_length 54"):
+        train_command(tmp_path / "more", "dataset.max_length=54")
 
 
 def test_a_folder_with_other_things_is_not_touched(train_command, tmp_path: Path):
@@ -325,6 +331,8 @@ def test_dry_run_with_data_at_hand_is_exact(train_command, whole):
     assert figures["exact"] is True
     assert figures["last_step"] == 37
     assert figures["missing"] == []
+    assert figures["samples"] == json.loads((whole[0] / "samples.json").read_text())
+    assert (figures["samples"]["train"]["correct"], figures["samples"]["valid"]["correct"]) == (100, 20)
     started_from = train_command(None, f"model.path={whole[0]}@latest", flags=("--dry-run",))
     assert started_from["missing"] == []
 

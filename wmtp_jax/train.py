@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wmtp_jax.config import Settings
 from wmtp_jax.console import err, out, print_json, table
+from wmtp_jax.data.sample_report import sample_table
 from wmtp_jax.errors import run_command
 from wmtp_jax.settings_file import as_yaml, load_settings, production_preset
 
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             resolve_mesh(settings)  # before anything long: most mistakes with devices are seen at once
             run = build_run(stage, settings)
     if not args.dry_run:
+        err.print(sample_table(run.samples))
         figures = fit(run)
     if args.json and is_first():
         print_json(figures)
@@ -95,7 +97,7 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
     from wmtp_jax.training.run import run_directory, sketch_run
     from wmtp_jax.training.step import split_params
 
-    config, schedule, missing = sketch_run(stage, settings)
+    config, schedule, samples, missing = sketch_run(stage, settings)
     objective = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
     shapes = objective.trained_form(store.build(config)[1])
     parameters = store.count_params(shapes)
@@ -118,6 +120,8 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
         ["checkpoints", count(len(schedule.save_steps) or None)],
     ]
     console.print(table(f"{stage.name}: {stage.summary}", ["", ""], rows))
+    if samples:
+        console.print(sample_table(samples))
     console.print(f"run directory: {directory}", highlight=False, markup=False, soft_wrap=True)
     for line in missing:
         console.print(f"not at hand: {line}", style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -128,6 +132,7 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
         "parameters": parameters,
         "trained_parameters": trained,
         **dataclasses.asdict(schedule),
+        "samples": {name: dataclasses.asdict(report) for name, report in samples.items()},
         "missing": missing,
     }
 
@@ -164,7 +169,7 @@ def _show_summary(figures: dict[str, Any]) -> None:
     out.print(table("Run", ["", ""], rows))
     directory = figures["run_directory"]
     out.print(
-        f"{directory}/\n  checkpoints/  metrics.jsonl  settings.yaml  tokenizer/\n"
+        f"{directory}/\n  checkpoints/  metrics.jsonl  samples.json  settings.yaml  tokenizer/\n"
         f"load it with: wmtp_jax.load_model({directory!r})",
         highlight=False,
         soft_wrap=True,

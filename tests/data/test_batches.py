@@ -1,4 +1,4 @@
-"""Rows and batches: read when they are asked for, in an order of the seed alone, by whichever process they belong to."""
+"""Rows and batches: read when they are asked for, in an order of the seed alone, by the process they belong to."""
 
 from collections import Counter
 from pathlib import Path

@@ -11,7 +11,8 @@ import numpy as np
 
 from wmtp_jax.config import Settings
 from wmtp_jax.console import err
-from wmtp_jax.data.sample import assign_bins, draw_balanced, draw_correct, draw_pairs
+from wmtp_jax.data.sample import draw_samples
+from wmtp_jax.data.sample_report import Method, SampleReport
 from wmtp_jax.data.scores import ScoreFile
 from wmtp_jax.data.store import TOKENIZER, Split, read_manifest
 from wmtp_jax.data.tokenize import load_tokenizer, tokenizer_fingerprint
@@ -215,7 +216,7 @@ def check_tokens(directory: Path, tokenizer: Any, folder: Path, vocab_size: int,
     return fingerprint
 
 
-def sampling_method(stage: Stage, settings: Settings, split: str) -> str:
+def sampling_method(stage: Stage, settings: Settings, split: str) -> Method:
     """Which solutions are drawn: ``correct``, ``balanced`` or ``pairs``.
 
     Heads are validated on correct solutions whatever they are trained on, so that all runs compare.
@@ -223,53 +224,53 @@ def sampling_method(stage: Stage, settings: Settings, split: str) -> str:
     paired = stage.trains == "values" and settings.critic.loss_type == "pairwise"
     if split == "valid":
         return "correct" if stage.trains == "tokens" else "pairs" if paired else "balanced"
-    method = settings.data_sampling.method or ("pairs" if paired else stage.samples)
+    sampling = settings.data_sampling
+    method: Method = sampling.method or ("pairs" if paired else stage.samples)
     if stage.trains == "values" and method == "correct":
         raise UserError(
             "data_sampling.method is correct: a critic needs incorrect solutions too; use balanced or pairs"
         )
     if paired and method != "pairs":
         raise UserError("critic.loss_type is pairwise: data_sampling.method must be pairs (or null)")
+    if sampling.length_balanced and method != "pairs":
+        raise UserError(
+            f"data_sampling.length_balanced is about pairs, but stage {stage.name} draws by the method {method} here; "
+            "set data_sampling.method=pairs, or leave data_sampling.length_balanced out"
+        )
     return method
 
 
-def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) -> tuple[np.ndarray, int]:
-    """Numbers of the examples of a split that a run uses: (N,), or (N, 2) for pairs that stay side by side.
+def draw_examples(stage: Stage, settings: Settings, split: Split, setting: str) -> tuple[np.ndarray, SampleReport]:
+    """Numbers of the examples of a split that a run uses: (N,), or (N, 2) for pairs that stay side by side; and what
+    they are.
 
-    Also how many were left out before the draw, because they are longer than ``dataset.max_length``.
+    Difficulties, lengths and ratios of the settings are those of training: all runs are validated on the same.
 
     Raises:
       UserError: there are fewer than ``setting`` asks for, or the method does not fit the stage.
     """
-    sampling = settings.data_sampling
-    method = sampling_method(stage, settings, split.name)
-    n_samples = sampling.n_samples if split.name == "train" else sampling.n_validation_samples
-    usable = split.lengths <= settings.dataset.max_length
-    too_long = len(split) - int(usable.sum())
-    if not usable.any():
-        raise UserError(
-            f"all {len(split):,} examples of {split.path} are longer than dataset.max_length "
-            f"{settings.dataset.max_length} (the shortest has {split.lengths.min()} tokens); raise it"
+    sampling, method = settings.data_sampling, sampling_method(stage, settings, split.name)
+    if split.name == "train":
+        by_difficulty = sampling.difficulty or sampling.curriculum  # of both, the bins are the same
+        chosen, report = draw_samples(
+            split,
+            method,
+            sampling.n_samples,
+            sampling.seed,
+            setting,
+            max_length=settings.dataset.max_length,
+            correct_ratio=sampling.correct_ratio,
+            max_pairs_per_problem=sampling.max_pairs_per_problem,
+            length_bin_tokens=sampling.length_bin_tokens if sampling.length_balanced else None,
+            bins=by_difficulty.bins if by_difficulty else None,
+            weights=sampling.difficulty.weights if sampling.difficulty else None,
         )
-    if split.name == "train" and sampling.curriculum is not None:
-        usable &= assign_bins(split.difficulty, sampling.curriculum.bins) >= 0
-        if not usable.any():
-            raise UserError(
-                f"data_sampling.curriculum: no example of {split.path} has a difficulty in any bin (there are "
-                f"{split.difficulty.min()} to {split.difficulty.max()}; 0 is unknown); change "
-                "data_sampling.curriculum.bins or leave data_sampling.curriculum out"
-            )
-    drawn = split, n_samples, sampling.seed, setting, usable
-    if method == "correct":
-        return draw_correct(*drawn), too_long
-    if method == "balanced":
-        ratio = sampling.correct_ratio if split.name == "train" else 0.5
-        return draw_balanced(*drawn, correct_ratio=ratio), too_long
-    limit = sampling.max_pairs_per_problem if split.name == "train" else None
-    pairs = draw_pairs(*drawn, max_pairs_per_problem=limit)
+    else:
+        n_samples, max_length = sampling.n_validation_samples, settings.dataset.max_length
+        chosen, report = draw_samples(split, method, n_samples, sampling.seed, setting, max_length=max_length)
     # Only the pairwise loss needs the sides of a pair below each other.
     side_by_side = stage.trains == "values" and settings.critic.loss_type == "pairwise"
-    return pairs if side_by_side else np.sort(pairs.reshape(-1)), too_long
+    return (chosen if side_by_side else np.sort(chosen.reshape(-1))), report
 
 
 def open_scores(

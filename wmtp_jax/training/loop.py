@@ -110,7 +110,7 @@ def fit(run: Run) -> dict[str, Any]:
         "tokens_trained": progress["tokens"],
         "tokens_per_second": progress["tokens"] / progress["seconds"],
         "seconds": time.perf_counter() - started,
-        "left_out_too_long": run.left_out_too_long,
+        "left_out_too_long": run.samples["train"].left_out.too_long,
         "skipped_steps": progress.get("skipped", 0),
         "batches_without_target": progress.get("empty", 0),
     }

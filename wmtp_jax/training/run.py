@@ -17,7 +17,9 @@ import numpy as np
 
 from wmtp_jax.config import Settings, read_environment
 from wmtp_jax.data.batches import RowSource, count_steps
-from wmtp_jax.data.sample import assign_bins, curriculum_order
+from wmtp_jax.data.curriculum import curriculum_order
+from wmtp_jax.data.sample import assign_bins
+from wmtp_jax.data.sample_report import SampleReport
 from wmtp_jax.data.store import data_fingerprint, open_split
 from wmtp_jax.data.tokenize import load_tokenizer
 from wmtp_jax.errors import UserError
@@ -74,8 +76,8 @@ class Run:
       config: architecture of the model that is trained.
       source: where its weights come from; None: random ones.
       tokenizer: of the model.
+      samples: what was drawn of each split, by its name.
       train, validation: rows of tokens, read when they are needed.
-      left_out_too_long: training solutions that were not drawn from, because they are longer than a row.
       order: the units of ``train`` (`RowSource.rows_per_unit` rows) in the order of a curriculum; None: a random one.
       schedule, objective: sizes of the run, and what an update minimises.
       scorer: the critic or the reference, where the stage has one.
@@ -89,9 +91,9 @@ class Run:
     config: ModelConfig
     source: ModelSource | None
     tokenizer: Any
+    samples: dict[str, SampleReport]
     train: RowSource
     validation: RowSource
-    left_out_too_long: int
     order: np.ndarray | None
     schedule: Schedule
     objective: Objective
@@ -178,10 +180,10 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         check_mesh(settings, scorer.config, scorer_path(stage, settings)[1])
     # Which fields the rows need does not depend on the sizes of the run.
     needs = make_objective(stage, settings, config.n_future_tokens, total_steps=1, n_documents=1)
-    sets, left_out_too_long = {}, {}
+    sets, samples = {}, {}
     for name, setting in (("train", "n_samples"), ("valid", "n_validation_samples")):
         split = splits[name]
-        chosen, left_out_too_long[name] = draw_examples(stage, settings, split, f"data_sampling.{setting}")
+        chosen, samples[name] = draw_examples(stage, settings, split, f"data_sampling.{setting}")
         bins = None
         if name == "train" and sampling.curriculum is not None:
             bins = assign_bins(split.difficulty[chosen].reshape(len(chosen), -1)[:, 0], sampling.curriculum.bins)
@@ -215,9 +217,9 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         config=config,
         source=source,
         tokenizer=tokenizer,
+        samples=samples,
         train=train,
         validation=validation,
-        left_out_too_long=left_out_too_long["train"],
         order=_curriculum(settings, train, schedule),
         schedule=schedule,
         objective=make_objective(
@@ -245,11 +247,12 @@ def _curriculum(settings: Settings, train: RowSource, schedule: Schedule) -> np.
     return curriculum_order(train.bins, phases, schedule.total_steps, per_step, settings.data_sampling.seed)
 
 
-def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule, list[str]]:
+def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule, dict[str, SampleReport], list[str]]:
     """Architecture and sizes of a run for ``--dry-run``, also where model or data are not at hand yet.
 
     Returns:
-      The architecture, the sizes, and what is missing (one sentence each).
+      The architecture, the sizes, what was drawn of each split (empty where something is missing), and what is
+      missing (one sentence each).
 
     Raises:
       UserError: what is at hand does not fit, or there is no architecture to count.
@@ -264,11 +267,11 @@ def sketch_run(stage: Stage, settings: Settings) -> tuple[ModelConfig, Schedule,
         missing.append(f"the {stage.scorer} is not at {frozen} ({setting})")
     if not missing:
         run = build_run(stage, settings)
-        return run.config, run.schedule, missing
+        return run.config, run.schedule, run.samples, missing
     config = describe_model(stage, settings)
     check_mesh(settings, config, "model")
     # One sample a row: exact without packing (unless some are too long), an upper bound with it.
-    return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), missing
+    return config, plan_schedule(settings, settings.data_sampling.n_samples, exact=False), {}, missing
 
 
 def describe_model(stage: Stage, settings: Settings) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -28,7 +29,7 @@ from wmtp_jax.training.run import Run
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.training.tracking import MLFLOW_FILE
 
-SETTINGS_FILE, RUN_FILE = "settings.yaml", "run.json"
+SETTINGS_FILE, RUN_FILE, SAMPLES_FILE = "settings.yaml", "run.json", "samples.json"
 
 # What may differ when a run is continued: it changes neither the updates nor their order. How a step's
 # rows are divided is free; how many there are is not, see `_identity`.
@@ -204,6 +205,8 @@ def write_run_files(run: Run, base: store.Base | None) -> None:
         # These two first: they mark the folder as a run's, should the rest be interrupted.
         (directory / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
         (directory / SETTINGS_FILE).write_text(as_yaml(run.settings))
+        samples = {name: dataclasses.asdict(report) for name, report in run.samples.items()}
+        (directory / SAMPLES_FILE).write_text(json.dumps(samples, indent=2) + "\n")
         (directory / MLFLOW_FILE).unlink(missing_ok=True)
         run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
         origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
