@@ -78,7 +78,9 @@ class ModelSettings(_Part):
         "error, and `--dry-run` can count before the model is there.",
     )
     tokenizer: FilePath | None = Field(
-        None, description="Tokenizer directory. Default: the one beside the model, else the data set's."
+        None,
+        description="Tokenizer directory. Default: the one beside the model, else the data set's. It must be the one "
+        "that the data set was prepared with.",
     )
     param_dtype: DType = Field(
         "float32",
@@ -233,7 +235,7 @@ class DataSamplingSettings(_Part):
     n_validation_samples: int | None = Field(
         None, ge=1, description="Examples of the split `valid` that val/* is computed on. null: all."
     )
-    seed: Seed = Field(42, description="Seed of the draw and of the order of rows.")
+    seed: Seed = Field(42, description="Seed of the draw, of which examples share a row, and of the order of rows.")
 
     @model_validator(mode="after")
     def _fits(self) -> DataSamplingSettings:

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             run = build_run(stage, settings)
     if not args.dry_run:
         err.print(sample_table(run.samples))
+        err.print(f"they fill {run.train.fill:.1%} of {len(run.train):,} rows in training", highlight=False)
         figures = fit(run)
     if args.json and is_first():
         print_json(figures)

@@ -1,4 +1,4 @@
-"""Rows and batches: read when they are asked for, in an order of the seed alone, each by the process it belongs to."""
+"""Rows and batches: read when they are asked for, in an order of the seed alone, by the process they belong to."""
 
 from collections import Counter
 from pathlib import Path
@@ -66,6 +66,7 @@ def test_rows_are_the_documents_of_the_store(train, packing: bool):
         seen += documents.tolist()
     assert sorted(seen) == list(range(len(train)))
     assert source.n_tokens == rows.n_tokens == train.lengths.sum()
+    assert source.fill == pytest.approx(np.mean(rows.segment_ids > 0))
     assert sorted(source.lengths(np.arange(len(source)))) == sorted(train.lengths)
     assert source.documents_per_row == rows.segment_ids.max() == (1 if not packing else source.documents_per_row)
     assert packing == (len(source) < len(train) / 2)

@@ -104,6 +104,11 @@ def test_chance_parts_the_solutions_of_a_problem():
     assert documents_of(other) != documents_of(placement)
 
 
+def test_a_document_that_is_too_long_is_never_cut():
+    with pytest.raises(ValueError, match="a document has 21 tokens, a row 20"):
+        place_documents(np.array([3, 21], np.int32), 20, seed=0)
+
+
 def test_the_order_inside_a_row_is_chance_too():
     """The longest document of a row is not always the first."""
     lengths = np.random.default_rng(0).lognormal(5.5, 0.6, 5000).astype(np.int32).clip(10, 2048)

@@ -103,6 +103,11 @@ class RowSource:
         """Tokens in all rows, padding not counted."""
         return int(self.split.lengths[self._chosen].sum(dtype=np.int64))
 
+    @property
+    def fill(self) -> float:
+        """Share of the rows that is no padding."""
+        return self.n_tokens / (len(self) * self.max_length)
+
     def digest(self) -> str:
         """SHA-256 over which examples there are and where each stands."""
         digest = hashlib.sha256(f"{self.max_length} {self._chosen.shape}".encode())

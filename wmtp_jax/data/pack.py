@@ -74,7 +74,12 @@ def place_documents(lengths: np.ndarray, max_length: int, seed: int, *, packing:
 
     Returns:
       Every document in exactly one row; the same for the same arguments.
+
+    Raises:
+      ValueError: a document is longer than a row.
     """
+    if len(lengths) and lengths.max() > max_length:
+        raise ValueError(f"a document has {lengths.max()} tokens, a row {max_length}")
     if not packing:
         return Placement(np.arange(len(lengths), dtype=np.int32), np.arange(len(lengths) + 1))
     rng = np.random.default_rng(seed)
