@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
@@ -20,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from wmtp_jax.data.tokenize import (
     RESPONSE_HEADER,
-    encode_examples,
+    TokenizedExample,
     encode_prompts,
     encode_responses,
     load_tokenizer,
@@ -136,6 +137,16 @@ def loaded(folders) -> dict[str, Any]:
     return {kind: load_tokenizer(folder) for kind, folder in folders.items()}
 
 
+def encode(tokenizer, examples) -> list[TokenizedExample]:
+    """Prompt and response put together, as a data set has them."""
+    prompts = encode_prompts(tokenizer, examples)
+    responses = encode_responses(tokenizer, [one.output for one in examples])
+    return [
+        TokenizedExample(np.array([*prompt, *response], np.int32), len(prompt))
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+
+
 def example(instruction: str, output: str, input: str = ""):
     return SimpleNamespace(instruction=instruction, input=input, output=output, is_correct=True)
 
@@ -167,7 +178,7 @@ ANY = st.one_of(st.sampled_from(ODD), st.lists(st.sampled_from(ODD), max_size=3)
 
 def check_boundary(tokenizer: Any, instruction: str, output: str, input: str) -> None:
     sample = example(instruction, output, input)
-    (encoded,) = encode_examples(tokenizer, [sample])
+    (encoded,) = encode(tokenizer, [sample])
     (prompt,) = encode_prompts(tokenizer, [sample])
     (response,) = encode_responses(tokenizer, [output])
     ids = encoded.tokens.tolist()
@@ -202,9 +213,9 @@ def test_boundary(kind: str, loaded, instruction: str, output: str, input: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_of_any_size_give_the_same_tokens(kind: str, loaded):
     tokenizer = loaded[kind]
-    together = encode_examples(tokenizer, [example(text, text[::-1]) for text in ODD])
+    together = encode(tokenizer, [example(text, text[::-1]) for text in ODD])
     for text, one in zip(ODD, together, strict=True):
-        (alone,) = encode_examples(tokenizer, [example(text, text[::-1])])
+        (alone,) = encode(tokenizer, [example(text, text[::-1])])
         assert alone.tokens.tolist() == one.tokens.tolist()
         assert alone.n_prompt == one.n_prompt
     assert encode_responses(tokenizer, []) == []
@@ -232,7 +243,7 @@ def test_byte_level_response_is_the_text_of_its_own(kind: str, loaded):
 
 
 def test_first_line_of_code_is_not_indented(loaded):
-    (encoded,) = encode_examples(loaded["llama_2"], [example("add", "def f(x): pass")])
+    (encoded,) = encode(loaded["llama_2"], [example("add", "def f(x): pass")])
     first = loaded["llama_2"].convert_ids_to_tokens([int(encoded.tokens[encoded.n_prompt])])[0]
     assert first.startswith("d")
 

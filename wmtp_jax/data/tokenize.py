@@ -167,16 +167,6 @@ def encode_responses(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
     return [np.array([*ids, eos], np.int32) for ids in responses]
 
 
-def encode_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[TokenizedExample]:
-    """Tokenises prompt and response apart, so that the boundary is exact for every tokenizer."""
-    prompts = encode_prompts(tokenizer, examples)
-    responses = encode_responses(tokenizer, [example.output for example in examples])
-    return [
-        TokenizedExample(np.concatenate([np.array(prompt, np.int32), response]), len(prompt), float(example.is_correct))
-        for prompt, response, example in zip(prompts, responses, examples, strict=True)
-    ]
-
-
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over what decides a text's tokens: vocabulary, merges, special tokens, and how a text is cut.
 

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -75,7 +74,7 @@ class Run:
       directory: the run directory.
       config: architecture of the model that is trained.
       source: where its weights come from; None: random ones.
-      tokenizer: of the model.
+      tokenizer: folder of the model's.
       samples: what was drawn of each split, by its name.
       train, validation: rows of tokens, read when they are needed.
       order: the units of ``train`` (`RowSource.rows_per_unit` rows) in the order of a curriculum; None: a random one.
@@ -90,7 +89,7 @@ class Run:
     directory: Path
     config: ModelConfig
     source: ModelSource | None
-    tokenizer: Any
+    tokenizer: Path
     samples: dict[str, SampleReport]
     train: RowSource
     validation: RowSource
@@ -216,7 +215,7 @@ def build_run(stage: Stage, settings: Settings) -> Run:
         directory=run_directory(stage, settings),
         config=config,
         source=source,
-        tokenizer=tokenizer,
+        tokenizer=tokens_of,
         samples=samples,
         train=train,
         validation=validation,

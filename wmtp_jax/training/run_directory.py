@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from wmtp_jax.config import Settings
+from wmtp_jax.data.tokenize import copy_tokenizer
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import check_name
 from wmtp_jax.load import model_fingerprint
@@ -208,7 +209,7 @@ def write_run_files(run: Run, base: store.Base | None) -> None:
         samples = {name: dataclasses.asdict(report) for name, report in run.samples.items()}
         (directory / SAMPLES_FILE).write_text(json.dumps(samples, indent=2) + "\n")
         (directory / MLFLOW_FILE).unlink(missing_ok=True)
-        run.tokenizer.save_pretrained(directory / store.TOKENIZER_FOLDER)
+        copy_tokenizer(run.tokenizer, directory / store.TOKENIZER_FOLDER)
         origin = str(run.source.directory) if run.source else f"random, seed {run.settings.runtime.seed}"
         facts: dict[str, Any] = {"start": origin, "stage": run.stage.name}
         if run.stage.trains == "values":
