@@ -112,7 +112,7 @@ class DatasetSettings(_Part):
         2048, ge=8, le=2**20, description="Tokens in a row. A longer example is left out and counted, never cut."
     )
     packing: bool = Field(
-        False,
+        True,
         description="Lay several examples into one row (attention, positions and targets stay inside each). "
         "Off: one example a row, the rest of it padding.",
     )
