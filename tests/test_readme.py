@@ -1,6 +1,7 @@
 """The commands of READMEs and guides, run as they stand there, in their order, in a folder with the presets only."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 READMES = ("README.md", "README.ko.md")
 GUIDES = ("docs/conversion.md", "docs/conversion.ko.md")
 SCALING = ("docs/scaling.md", "docs/scaling.ko.md")
-OTHERS = (*SCALING, "docs/objectives.md", "docs/objectives.ko.md", "CONTRIBUTING.md", "configs/README.md")
+DATA = ("docs/data.md", "docs/data.ko.md")
+OTHERS = (*SCALING, *DATA, "docs/objectives.md", "docs/objectives.ko.md", "CONTRIBUTING.md", "configs/README.md")
 
 
 def blocks(readme: str, language: str) -> list[str]:
@@ -26,7 +28,7 @@ def commands(readme: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("make ")]
 
 
-@pytest.mark.parametrize(("pair", "least"), [(READMES, 4), (GUIDES, 4), (SCALING, 1)], ids=lambda value: str(value))
+@pytest.mark.parametrize(("pair", "least"), [(READMES, 4), (GUIDES, 4), (SCALING, 1), (DATA, 2)], ids=lambda value: str(value))
 def test_both_languages_give_the_same_commands(pair: tuple[str, str], least: int):
     assert commands(pair[0]) == commands(pair[1])
     assert len(commands(pair[0])) >= least
@@ -49,7 +51,7 @@ def run_commands(document: str, tmp_path: Path, check: str) -> None:
     """Runs the commands, then the Python examples with ``check`` behind each."""
     for command in commands(document):
         assert command.startswith("python -m "), command
-        arguments = command.removeprefix("python ").split()
+        arguments = shlex.split(command.removeprefix("python "))
         done = subprocess.run(
             [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
         )
@@ -70,9 +72,10 @@ def test_guide_commands_run_as_written(tmp_path: Path):
     run_commands(GUIDES[0], tmp_path, "assert values.shape == (1, 4) and rewards.shape == (1,)")
 
 
-def test_commands_of_the_scaling_guide_run_as_written(tmp_path: Path):
+@pytest.mark.parametrize("guide", [SCALING[0], DATA[0]])
+def test_commands_of_guides_run_as_written(guide: str, tmp_path: Path):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
-    run_commands(SCALING[0], tmp_path, "")
+    run_commands(guide, tmp_path, "")
 
 
 def test_readme_commands_run_as_written(tmp_path: Path):

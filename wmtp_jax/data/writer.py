@@ -230,14 +230,14 @@ def _build_index(directory: Path, split: str, parts: list[int]) -> tuple[Index, 
     solution_starts, prompt_starts = [0], [0]
     for part in parts:
         rows = read_arrow(part_file(directory, part, split, "solutions"))
-        keys.append(rows["key"].to_numpy())
+        keys.append(rows["key"].to_numpy().copy())  # not views: they would keep every part's file mapped
         labels.append(rows["is_correct"].to_numpy(zero_copy_only=False))
         prompts.append(rows["prompt"].to_numpy() + np.int32(prompt_starts[-1]))
         n_response.append(np.diff(rows["tokens"].offsets.to_numpy()))
         solution_starts.append(solution_starts[-1] + len(rows))
         of_prompts = read_arrow(part_file(directory, part, split, "prompts"))
-        names.append(of_prompts["key"].to_numpy())
-        difficulty.append(of_prompts["difficulty"].to_numpy())
+        names.append(of_prompts["key"].to_numpy().copy())
+        difficulty.append(of_prompts["difficulty"].to_numpy().copy())
         n_prompt.append(np.diff(of_prompts["tokens"].offsets.to_numpy()))
         prompt_starts.append(prompt_starts[-1] + len(of_prompts))
     key, is_correct = np.concatenate(keys), np.concatenate(labels)
