@@ -184,16 +184,14 @@ def _rows_needed(programs: list[tuple[str, str]], tokenizer: Path) -> dict[str, 
 
 
 def _real_programs(folder: Path) -> Iterator[tuple[str, str]]:
-    """Statement and program; ConDefects has no statements, its submissions take those of CodeContests."""
-    statements = []
+    """Statement and program; the submissions of ConDefects have none."""
     with (folder / "codecontests/problems.jsonl").open() as file:
         for row in map(json.loads, file):
-            statements.append(row["description"])
             yield row["description"], row["solution_py3"]
     with (folder / "condefects/pairs.jsonl").open() as file:
-        for number, row in enumerate(map(json.loads, file)):
+        for row in map(json.loads, file):
             for kind in ("correct", "faulty"):
-                yield statements[number % len(statements)], row[kind]
+                yield "", row[kind]
 
 
 def _mini_programs() -> Iterator[tuple[str, str]]:
@@ -205,11 +203,12 @@ def _mini_programs() -> Iterator[tuple[str, str]]:
 
 
 def _write_parquet(path: Path, programs: list[tuple[str, str]], n_solutions: int) -> None:
-    """Problems in CodeContests' schema, no two solutions alike: a real program below a comment of its own."""
+    """Problems in CodeContests' schema: a statement, and programs of any problem, each below a comment of its own."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rng = np.random.default_rng(0)
+    statements = [statement for statement, _ in programs if statement]
 
     def solutions(count: int) -> dict[str, Any]:
         drawn = (programs[i][1] for i in rng.integers(len(programs), size=count))
@@ -219,7 +218,7 @@ def _write_parquet(path: Path, programs: list[tuple[str, str]], n_solutions: int
     rows = (
         {
             "name": f"problem {number}",
-            "description": programs[int(rng.integers(len(programs)))][0],
+            "description": statements[int(rng.integers(len(statements)))],
             "difficulty": int(rng.integers(12)),
             "solutions": solutions(PER_PROBLEM // 2),
             "incorrect_solutions": solutions(PER_PROBLEM - PER_PROBLEM // 2),
