@@ -28,7 +28,9 @@ def commands(readme: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("make ")]
 
 
-@pytest.mark.parametrize(("pair", "least"), [(READMES, 4), (GUIDES, 4), (SCALING, 1), (DATA, 2)], ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("pair", "least"), [(READMES, 4), (GUIDES, 4), (SCALING, 1), (DATA, 2)], ids=lambda value: str(value)
+)
 def test_both_languages_give_the_same_commands(pair: tuple[str, str], least: int):
     assert commands(pair[0]) == commands(pair[1])
     assert len(commands(pair[0])) >= least

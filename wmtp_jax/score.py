@@ -20,6 +20,7 @@ import numpy as np
 from wmtp_jax.console import Steps, err, out, print_json, table
 from wmtp_jax.data.scores import ScoreFacts, ScoreFile, join_parts, write_part
 from wmtp_jax.errors import Failure, UserError, run_command
+from wmtp_jax.files import open_job
 
 if TYPE_CHECKING:
     from wmtp_jax.data.store import Split
@@ -146,7 +147,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--fsdp {args.fsdp}: {error}") from error
     parts = args.output.with_name(args.output.name + ".partial")
     try:
-        _prepare(parts, facts._asdict())
+        open_job(parts, facts._asdict(), overwrite=args.overwrite)
         with jax.set_mesh(mesh):
             _write_parts(parts, split, chosen, lambda: _Scorer(source, kind, mesh, args, max_length))
         whole = parts / "whole.writing"
@@ -262,30 +263,6 @@ class _Scorer:
                             "the model is damaged, or overflows in --dtype"
                         )
         return numbers, [result[int(number)] for number in numbers]
-
-
-def _prepare(parts: Path, job: dict[str, Any]) -> None:
-    """Makes the folder of parts, or finds the one of the same job that was interrupted."""
-    note = parts / "job.json"
-    if parts.is_file():
-        raise UserError(f"{parts}: is a file; remove it or name another --output")
-    if parts.exists():
-        try:
-            same = json.loads(note.read_text()) == job
-        except (OSError, ValueError):
-            same = False
-        if same:
-            return
-        if note.exists():
-            err.print(f"{parts}: parts of other scores; they are removed", highlight=False)
-        elif any(parts.iterdir()):
-            raise UserError(f"{parts}: holds files that are not ours; remove it or name another --output")
-        shutil.rmtree(parts)
-    try:
-        parts.mkdir(parents=True)
-        note.write_text(json.dumps(job))
-    except OSError as error:
-        raise UserError(f"{parts}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Index:
         self.difficulty = np.array([row.difficulty for row in rows], np.int64)
         self.n_prompt = np.array([row.n_prompt for row in rows], np.int32)
         self.lengths = np.array([row.length for row in rows], np.int32)
-        self.task_ids = np.array([f"p{n}" for n in range(max(row.problem for row in rows) + 1)])
+        self.n_problems = max(row.problem for row in rows) + 1
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -229,7 +229,7 @@ def _find_usable(
             "data_sampling.curriculum, or leave these out"
         )
     if both:
-        n_problems = len(split.task_ids)
+        n_problems = split.n_problems
         kinds = [usable & split.is_correct, usable & ~split.is_correct]
         has = [np.bincount(split.problem[kind], minlength=n_problems) > 0 for kind in kinds]
         alone = has[0] != has[1]
