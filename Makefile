@@ -56,6 +56,8 @@ schema: $(VENV)/.installed
 bench: $(VENV)/.installed-test
 	@test -d $(MINI) || $(BIN)/python -m wmtp_jax.prepare --dataset mini --output $(MINI)
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks.data --solutions 20000
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache storage/cache
