@@ -1,6 +1,6 @@
 """Preparing and reading data, beside Hugging Face `datasets` and a padding collator doing the same in the same run.
 
-``python -m benchmarks.data --solutions 200000 --programs ../shared/data`` prepares that many solutions both ways, each
+``python -m benchmarks.data --solutions 200000 --programs <folder>`` prepares that many solutions both ways, each
 in a process of its own (seconds, peak memory of all its processes together), then reads rows of 2,048 tokens from both:
 ours packed and shuffled through Grain, theirs shuffled and padded. Without ``--programs`` (a folder with
 ``codecontests/problems.jsonl`` and ``condefects/pairs.jsonl``) programs are those of the mini data set. Needs the extra
@@ -134,7 +134,11 @@ def _read(ours: Path, theirs: Path) -> dict[str, float]:
         batches = training_batches(
             rows, sharding, rows_per_step=ROWS, accumulation=1, seed=0, first_step=0, last_step=n_steps
         )
-        return sum(int(batch.lengths.sum()) for batch in batches)
+        real = 0
+        for batch in batches:
+            jax.block_until_ready(batch.rows)
+            real += int(batch.lengths.sum())
+        return real
 
     def read_theirs() -> int:
         real = 0

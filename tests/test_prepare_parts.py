@@ -138,8 +138,9 @@ class _Stop(BaseException):
     """As if the process ended here."""
 
 
-@pytest.mark.parametrize("place", ["sync", "rename", "savez", "put"])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("place", "count"), [("sync", 1), ("sync", 3), ("rename", 1), ("rename", 3), ("savez", 1), ("savez", 2), ("put", 1)]
+)
 def test_interrupted_anywhere_it_goes_on(place: str, count: int, arguments, whole: Path, tmp_path: Path):
     out, calls = tmp_path / "out", iter(range(1, 100))
     owner, name = {
@@ -157,12 +158,10 @@ def test_interrupted_anywhere_it_goes_on(place: str, count: int, arguments, whol
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, stopping)
-        try:
+        with pytest.raises(_Stop):
             prepare.main(arguments(out))
-        except _Stop:
-            assert not out.exists()
-    if not out.exists():
-        prepare.main(arguments(out))
+    assert not out.exists()
+    prepare.main(arguments(out))
     assert_same(whole, out)
 
 
@@ -189,6 +188,10 @@ def test_unfinished_work_of_another_job(arguments, tmp_path: Path):
             prepare.main(arguments(out))
     with pytest.raises(UserError, match=r"unfinished work .*different: languages"):
         prepare.main(arguments(out, "--language", "python2"))
+    (tmp_path / "out.partial/parts/00001").rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=r"parts/00001: is missing, but 00002 is there"):
+        prepare.main(arguments(out))
+    (tmp_path / "aside").rename(tmp_path / "out.partial/parts/00001")
     with _locked(tmp_path / "out.partial"):
         with pytest.raises(UserError, match="another process"):
             prepare.main(arguments(out))
@@ -281,7 +284,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     """The few answers of the Hugging Face hub that reading a public data set needs."""
 
     folder: Path
-    gone = False
+    cut = False
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -297,7 +300,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool):
         path = urlparse(self.path).path
-        if self.gone or "/some/data" not in path:
+        if "/some/data" not in path:
             self.send_response(401 if "/nobody/" in path else 503)
             self.send_header("X-Error-Code", "RepoNotFound")
             self.end_headers()
@@ -321,6 +324,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _file(self, path: Path, body: bool):
+        if self.cut and path.name == "train-1.jsonl":
+            self.connection.close()
+            return
         content = path.read_bytes()
         size = len(content)
         asked = self.headers.get("Range")
@@ -345,7 +351,12 @@ def test_from_the_hub(arguments, raw: Path, whole: Path, tmp_path: Path):
     _Hub.folder = raw
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+    }
     script = (
         "from wmtp_jax import prepare; from wmtp_jax.data import sources, writer; from wmtp_jax.errors import "
         f"run_command; sources._CHUNK_ROWS, writer._PART_BYTES = 16, {SMALL_PART}; run_command(prepare.main)"
@@ -361,5 +372,12 @@ def test_from_the_hub(arguments, raw: Path, whole: Path, tmp_path: Path):
         assert_same(whole, tmp_path / "out")
         done = run("nobody/data", "other")
         assert (done.returncode, "neither a file or folder here nor a data set on" in done.stderr) == (2, True)
+        _Hub.cut = True
+        done = run("some/data", "cut")
+        assert (done.returncode, "cannot be read" in done.stderr, "goes on from here" in done.stderr) == (1, True, True)
+        _Hub.cut = False
     finally:
         server.shutdown()
+        server.server_close()
+    done = run("some/data", "away")
+    assert (done.returncode, "the Hugging Face hub cannot be reached" in done.stderr) == (1, True)

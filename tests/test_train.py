@@ -239,6 +239,16 @@ def test_damaged_data_is_named(train_command, tiny_data: Path, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_of_an_earlier_version_is_not_continued(train_command, tmp_path: Path):
+    train_command(tmp_path / "run", "training.max_steps=1")
+    path = tmp_path / "run/run.json"
+    record = json.loads(path.read_text())
+    del record["order_sha256"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="an earlier version of wmtp_jax made this run"):
+        train_command(tmp_path / "run", "training.max_steps=2")
+
+
 def test_long_samples_are_left_out_and_counted(train_command, tmp_path: Path):
     all_there_are = "data_sampling.n_samples=null", "data_sampling.n_validation_samples=null"
     figures = train_command(tmp_path / "run", *all_there_are, "dataset.max_length=54", "training.max_steps=1")

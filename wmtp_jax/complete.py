@@ -40,7 +40,7 @@ def complete(
     from flax import nnx
 
     from wmtp_jax.data.sample import draw
-    from wmtp_jax.data.store import open_split
+    from wmtp_jax.data.store import TOKENIZER, open_split
     from wmtp_jax.data.tokenize import encode_prompts, load_tokenizer
     from wmtp_jax.inference.greedy import greedy_decode
     from wmtp_jax.load import find_model, load_model
@@ -48,7 +48,7 @@ def complete(
     source = find_model(model_path)
     if not source.config.n_future_tokens:
         raise UserError(f"--model {model_path}: gives values, not tokens: it cannot complete a problem")
-    tokenizer = load_tokenizer(source.tokenizer or data / "tokenizer")
+    tokenizer = load_tokenizer(source.tokenizer or data / TOKENIZER)
     split = open_split(data, split_name)
     correct = np.flatnonzero(split.is_correct)
     _, first_of_problem = np.unique(split.problem[correct], return_index=True)

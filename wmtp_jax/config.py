@@ -163,7 +163,7 @@ class CurriculumPhase(_Part):
     """A part of training and how often each bin of difficulty is drawn in it."""
 
     until: float = Field(gt=0, le=1, description="Fraction of training done at which the phase ends.")
-    weights: Weights = Field(description="Share of each bin; rescaled to sum to 1.")
+    weights: Weights = Field(description="Share of each bin in the rows that are read; rescaled to sum to 1.")
 
 
 class CurriculumSettings(_Part):

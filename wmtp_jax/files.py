@@ -18,7 +18,7 @@ from wmtp_jax.console import err
 from wmtp_jax.errors import Failure, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_JOB_FILE = "job.json"
+_JOB_FILE, _WRITING = "job.json", ".writing"
 
 
 @contextlib.contextmanager
@@ -92,15 +92,8 @@ def resumed_directory(
     """
     directory = _destination(directory, overwrite, is_ours, what)
     partial = directory.with_name(f"{directory.name}.partial")
-    open_job(partial, job, overwrite=overwrite)
     kept = "what is done is kept, and the same command goes on from there"
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(_locked(partial))
-        except BlockingIOError as error:
-            raise UserError(f"{partial}: another process is making this {what}; wait for it, or stop it") from error
-        except OSError:  # a volume without locks
-            err.print(f"{partial}: cannot be locked; start no second process on it", highlight=False, soft_wrap=True)
+    with open_job(partial, job, overwrite=overwrite):
         try:
             yield partial
             _put(partial, directory, secrets.token_hex(4))
@@ -118,8 +111,9 @@ def resumed_directory(
                 shutil.rmtree(partial, ignore_errors=True)
 
 
-def open_job(folder: Path, job: dict[str, Any], *, overwrite: bool) -> None:
-    """Makes a folder for work in parts, or finds the one in which the same job was interrupted.
+@contextlib.contextmanager
+def open_job(folder: Path, job: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
+    """Makes a folder for work in parts, or finds the one in which the same job was interrupted; holds its lock.
 
     Args:
       folder: where the parts are written.
@@ -127,35 +121,51 @@ def open_job(folder: Path, job: dict[str, Any], *, overwrite: bool) -> None:
       overwrite: remove the parts of another job.
 
     Raises:
-      UserError: it holds something else, or cannot be written.
+      UserError: it holds something else, or cannot be written, or another process is at work in it.
     """
     note = folder / _JOB_FILE
-    writing = note.with_suffix(".writing")
-    try:
-        if folder.exists() and (not folder.is_dir() or (set(folder.iterdir()) - {writing} and not note.is_file())):
-            raise UserError(f"{folder}: is in the way and nothing of ours; remove it or name another destination")
-        if note.is_file():
+    with contextlib.ExitStack() as stack:
+        try:
+            begun = {note.with_suffix(_WRITING)}
+            if folder.exists() and (not folder.is_dir() or (set(folder.iterdir()) - begun and not note.is_file())):
+                raise UserError(f"{folder}: is in the way and nothing of ours; remove it or name another destination")
+            folder.mkdir(parents=True, exist_ok=True)
             try:
-                before = json.loads(note.read_text())
-            except ValueError:
-                before = {}
-            if before == job:
-                return
-            if not overwrite:
-                changed = ", ".join(name for name in {**before, **job} if before.get(name) != job.get(name))
-                raise UserError(
-                    f"{folder}: holds unfinished work that was started otherwise (different: {changed}); give the same "
-                    "options to go on with it, or --overwrite to begin anew"
-                )
-            with _locked(folder):
-                shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        writing.write_text(json.dumps(job))
-        writing.rename(note)
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: another process is at work on it; wait for it, or stop it") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another destination") from error
+                stack.enter_context(_locked(folder))
+            except BlockingIOError as error:
+                raise UserError(f"{folder}: another process is at work in it; wait for it, or stop it") from error
+            except OSError:  # a volume without locks
+                err.print(f"{folder}: cannot be locked; start no second process on it", highlight=False, soft_wrap=True)
+            before = _read_job(note)
+            if before != job:
+                if before is not None and not overwrite:
+                    changed = ", ".join(name for name in {**before, **job} if before.get(name) != job.get(name))
+                    raise UserError(
+                        f"{folder}: holds unfinished work that was started otherwise (different: {changed}); give the "
+                        "same options to go on with it, or --overwrite to begin anew"
+                    )
+                _write_job(note, {})  # of no job, should the removal be cut short
+                for path in set(folder.iterdir()) - {note}:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _write_job(note, job)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); give another destination") from error
+        yield
+
+
+def _write_job(note: Path, job: dict[str, Any]) -> None:
+    note.with_suffix(_WRITING).write_text(json.dumps(job))
+    note.with_suffix(_WRITING).replace(note)
+
+
+def _read_job(note: Path) -> dict[str, Any] | None:
+    """The job that a folder was made for; None where there is none yet."""
+    if not note.is_file():
+        return None
+    try:
+        return dict(json.loads(note.read_text()))
+    except ValueError:
+        return {}
 
 
 def check_name(directory: Path) -> None:

@@ -16,7 +16,7 @@ from wmtp_jax.data.histogram import draw_lengths, length_figures
 from wmtp_jax.data.problems import DATASETS, Options
 from wmtp_jax.data.schema import LANGUAGES
 from wmtp_jax.data.sources import Chunk, SourceFile, list_files, read_chunks
-from wmtp_jax.data.store import PARTS, TOKENIZER, is_dataset
+from wmtp_jax.data.store import FORMAT_VERSION, PARTS, TOKENIZER, is_dataset
 from wmtp_jax.data.tokenize import (
     SMALLEST_VOCABULARY,
     copy_tokenizer,
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         "languages": list(options.languages),
         "files": [[file.path, file.bytes, file.version] for file in files],
         "tokenizer": tokenizer_fingerprint(load_tokenizer(tokenizer)) if tokenizer else None,
+        "format_version": FORMAT_VERSION,
     }
     if args.dataset == "mini":
         job |= {"solutions": args.solutions, "vocab_size": args.vocab_size}
@@ -68,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         writer = Writer(directory)
         try:
             chunks, total, workers = _chunks(args, files, writer)
-            if tokenizer and not copy_tokenizer(tokenizer, directory / TOKENIZER):
-                raise UserError(f"--tokenizer {args.tokenizer}: no tokenizer.json or tokenizer.model in it")
+            if tokenizer:
+                copy_tokenizer(tokenizer, directory / TOKENIZER)
             ours = directory / TOKENIZER
             has_tokenizer = ours.is_dir()
             _write(writer, chunks, total, options, ours if has_tokenizer else None, workers)
@@ -128,7 +129,9 @@ def _mini(args: argparse.Namespace, directory: Path) -> list[Chunk]:
             for kind in ("solutions", "incorrect_solutions")
             for program in row[kind]["solution"]
         )
-        train_tokenizer(texts, args.vocab_size, directory / TOKENIZER)
+        made = directory / f"{TOKENIZER}.writing"
+        train_tokenizer(texts, args.vocab_size, made)
+        made.rename(directory / TOKENIZER)
     chunks: list[Chunk] = []
     at = 0
     while at < len(rows):
@@ -206,7 +209,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="tokenizer folder or model directory (mini trains its own; mbpp and humaneval, which are read as texts, "
         "need none)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a data set that is there, and unfinished work of other options",
+    )
     parser.add_argument(
         "--language",
         action="append",

@@ -147,16 +147,17 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--fsdp {args.fsdp}: {error}") from error
     parts = args.output.with_name(args.output.name + ".partial")
     try:
-        open_job(parts, facts._asdict(), overwrite=args.overwrite)
-        with jax.set_mesh(mesh):
-            _write_parts(parts, split, chosen, lambda: _Scorer(source, kind, mesh, args, max_length))
-        whole = parts / "whole.writing"
-        join_parts(sorted(parts.glob("*.arrow")), whole, facts)
-        if not ScoreFile(whole).figures()["solutions"]:
+        with open_job(parts, facts._asdict(), overwrite=args.overwrite):
+            with jax.set_mesh(mesh):
+                _write_parts(parts, split, chosen, lambda: _Scorer(source, kind, mesh, args, max_length))
+            whole = parts / "whole.writing"
+            join_parts(sorted(parts.glob("*.arrow")), whole, facts)
+            n_scored = ScoreFile(whole).figures()["solutions"]
+            if n_scored:
+                whole.replace(args.output)
             shutil.rmtree(parts)
+        if not n_scored:
             raise UserError(f"every solution is longer than {max_length} tokens; raise --max-length")
-        whole.replace(args.output)
-        shutil.rmtree(parts)
     except KeyboardInterrupt:
         err.print("what is done is kept; the same command continues", highlight=False)
         raise

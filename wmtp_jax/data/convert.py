@@ -23,14 +23,14 @@ from wmtp_jax.data.problems import DATASETS, Options
 from wmtp_jax.data.schema import Example, parse_json
 from wmtp_jax.data.sources import Chunk
 from wmtp_jax.data.tokenize import encode_prompts, encode_responses, load_tokenizer
-from wmtp_jax.data.writer import Batch, hash_texts
+from wmtp_jax.data.writer import Converted, hash_texts
 from wmtp_jax.errors import Failure
 
 _AHEAD = 3  # chunks a process may have waiting: bounds what is in memory
 
 
 class Converter:
-    """Turns a chunk of raw rows into a `Batch`.
+    """Turns a chunk of raw rows into a `Converted`.
 
     Args:
       options: how rows become problems.
@@ -41,11 +41,11 @@ class Converter:
         self._options = options
         self._problem = DATASETS[options.dataset].problem
         self._tokenizer = load_tokenizer(tokenizer) if tokenizer else None
-        small = self._tokenizer is not None and len(self._tokenizer) <= 2**16
+        small = self._tokenizer is not None and max(self._tokenizer.get_vocab().values()) < 2**16
         self._type = pa.uint16() if small else pa.int32()
 
-    def __call__(self, chunk: Chunk) -> Batch:
-        tables: dict[str, _Table] = {}
+    def __call__(self, chunk: Chunk) -> Converted:
+        tables: dict[str, _Examples] = {}
         names, tests, left_out = [], [], Counter[str]()
         n_rows = 0
         for where, fields in _rows(chunk):
@@ -55,7 +55,7 @@ class Converter:
             if problem.name is not None:
                 names.append((hash_texts(problem.name), problem.name, where))
             if problem.examples:
-                table = tables.setdefault(problem.split, _Table())
+                table = tables.setdefault(problem.split, _Examples())
                 for example in problem.examples:
                     table.add(example)
                 if problem.tests:
@@ -63,7 +63,7 @@ class Converter:
                     line = json.dumps(problem.tests, ensure_ascii=False) + "\n"
                     tests.append(gzip.compress(line.encode(), 1, mtime=0))
         arrow = {split: table.arrow(self._tokenizer, self._type) for split, table in tables.items()}
-        return Batch(
+        return Converted(
             prompts={split: prompts for split, (prompts, _) in arrow.items()},
             solutions={split: solutions for split, (_, solutions) in arrow.items()},
             names=names,
@@ -75,7 +75,7 @@ class Converter:
         )
 
 
-class _Table:
+class _Examples:
     """Examples of a split, each prompt once."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class _Table:
         key = hash_texts(example.task_id, example.output)
         self._rows.append((number, example.is_correct, example.output, key))
 
-    def arrow(self, tokenizer: Any, dtype: pa.DataType) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    def arrow(self, tokenizer: Any, dtype: pa.DataType) -> tuple[pa.RecordConverted, pa.RecordConverted]:
         """Prompts and solutions in the columns of `wmtp_jax.data.store`."""
         number, is_correct, output, key = zip(*self._rows, strict=True)
         names, instructions, inputs, metadata = zip(*self._prompts, strict=True)
@@ -155,9 +155,11 @@ def _rows(chunk: Chunk) -> Iterator[tuple[str, Any]]:
 def _binary(dtype: pa.DataType) -> pa.DataType:
     """The type with bytes in the place of strings."""
     if pa.types.is_string(dtype) or pa.types.is_large_string(dtype):
-        return pa.binary()
-    if pa.types.is_list(dtype):
-        return pa.list_(_binary(dtype.value_type))
+        return pa.large_binary()
+    if pa.types.is_dictionary(dtype):
+        return _binary(dtype.value_type)
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        return pa.large_list(_binary(dtype.value_type))
     if pa.types.is_struct(dtype):
         return pa.struct([(field.name, _binary(field.type)) for field in dtype])
     return dtype
@@ -174,8 +176,8 @@ def _decode(value: Any) -> Any:
     return value
 
 
-def convert(chunks: Iterable[Chunk], options: Options, tokenizer: Path | None, workers: int) -> Iterator[Batch]:
-    """Batches of the chunks in their order, made by ``workers`` processes; by this one, where it is 1.
+def convert(chunks: Iterable[Chunk], options: Options, tokenizer: Path | None, workers: int) -> Iterator[Converted]:
+    """Convertedes of the chunks in their order, made by ``workers`` processes; by this one, where it is 1.
 
     Raises:
       UserError: a row that is not as it should be.
@@ -189,7 +191,7 @@ def convert(chunks: Iterable[Chunk], options: Options, tokenizer: Path | None, w
     # spawn: a forked copy of a program with threads may hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (options, tokenizer)) as pool:
-        waiting: deque[Future[Batch]] = deque()
+        waiting: deque[Future[Converted]] = deque()
         try:
             for chunk in chunks:
                 waiting.append(pool.submit(_convert, chunk))
@@ -224,5 +226,5 @@ def _end_with_parent() -> None:
     os._exit(1)  # it was killed; a worker would wait for it for ever
 
 
-def _convert(chunk: Chunk) -> Batch:
+def _convert(chunk: Chunk) -> Converted:
     return _converter(chunk)

@@ -28,7 +28,7 @@ def length_figures(indices: dict[str, Index]) -> dict[str, dict[str, int]]:
 
 
 def draw_lengths(indices: dict[str, Index], path: Path, title: str) -> None:
-    """A histogram of lengths, correct and incorrect solutions side by side, one panel a split."""
+    """A histogram of lengths, incorrect solutions on top of correct ones, one panel a split."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.6 * len(indices)), layout="constrained")

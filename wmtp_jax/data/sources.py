@@ -19,6 +19,7 @@ from wmtp_jax.errors import Failure, UserError
 _CHUNK_BYTES = 2 * 2**20  # of text; what a worker converts at once
 _CHUNK_ROWS = 1024
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB = "hf://"
 _SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz")
 
 
@@ -92,7 +93,7 @@ def list_files(source: str) -> list[SourceFile]:
             raise UserError(f"{source}: holds no .parquet, .jsonl or .jsonl.gz file")
     return [
         SourceFile(
-            path=name if files.protocol != "hf" else f"hf://{name}",
+            path=f"{_HUB}{name}" if files.protocol == "hf" else name,
             files=files,
             name=name,
             split=next((split for split in SPLITS if Path(name).name.startswith(split)), None),
@@ -133,8 +134,8 @@ def read_chunks(
             ) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{file.path}: damaged ({error}); copy or download it again") from error
-        except OSError as error:
-            if file.files.protocol == "hf":
+        except _reading_errors() as error:
+            if file.path.startswith(_HUB):
                 raise Failure(f"{file.path}: cannot be read ({error}); the same command goes on from here") from error
             kind = "damaged Parquet" if file.name.endswith(".parquet") else "cannot be read"
             raise UserError(f"{file.path}: {kind} ({error}); copy or download it again") from error
@@ -147,7 +148,7 @@ def _read_jsonl(file: SourceFile, stream: Any, number: int, first: int) -> Itera
     size = row = begun = before = 0
     for row, line in enumerate(text, start=1):
         if row <= first:
-            begun = row
+            begun, before = row, stream.tell() if packed else before + len(line)
             continue
         lines.append(line)
         size += len(line)
@@ -188,7 +189,7 @@ def _read_parquet(
 
 def _hub(source: str) -> tuple[Any, str]:
     from huggingface_hub import HfFileSystem
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     files, root = HfFileSystem(), f"datasets/{source}"
     try:
@@ -199,9 +200,16 @@ def _hub(source: str) -> tuple[Any, str]:
             )
     except RepositoryNotFoundError as error:
         raise UserError(f"{source}: no such data set on the Hugging Face hub (a private one needs HF_TOKEN)") from error
-    except (HfHubHTTPError, OSError) as error:
+    except _reading_errors() as error:
         raise Failure(
             f"{source}: no such file or folder here, and the Hugging Face hub cannot be reached "
-            f"({str(error).splitlines()[0]})"
+            f"({(str(error).splitlines() or [type(error).__name__])[0]})"
         ) from error
     return files, root
+
+
+def _reading_errors() -> tuple[type[Exception], ...]:
+    """What reading raises; imported when it has: errors of the hub's HTTP library are no OSErrors."""
+    from huggingface_hub.errors import HTTPError
+
+    return OSError, HTTPError

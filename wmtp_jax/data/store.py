@@ -10,7 +10,8 @@ DIR/
   lengths.png                          histogram of token lengths
   tokenizer/                           what made the tokens
 ```
-A prompt stands once for all its solutions, as text and as tokens; a solution's tokens follow those of its prompt.
+A prompt stands once for the solutions that come with it in the source, as text and as tokens; a solution's tokens
+follow those of its prompt.
 Splits are train, valid and test. `wmtp_jax.data.writer` writes the folder.
 """
 
@@ -153,9 +154,14 @@ def read_arrow(path: Path) -> pa.RecordBatch:
             raise UserError(f"{path}: damaged ({str(error).splitlines()[0]}); prepare the data set again") from error
 
 
+def part_name(part: int) -> str:
+    """Folder of a part, below `PARTS`."""
+    return f"{part:05}"
+
+
 def part_file(directory: Path, part: int, split: str, kind: str) -> Path:
     """File of the ``prompts`` or ``solutions`` of a split in a part."""
-    return directory / PARTS / f"{part:05}" / f"{split}.{kind}.arrow"
+    return directory / PARTS / part_name(part) / f"{split}.{kind}.arrow"
 
 
 def index_file(directory: Path, split: str) -> Path:
@@ -220,7 +226,7 @@ def open_split(directory: Path, name: str) -> Split:
 
 
 def data_fingerprint(directory: Path) -> str:
-    """SHA-256 over the contents of all splits, as `open_split` checks them."""
+    """SHA-256 over the files of texts and tokens of all splits, as `open_split` checks them."""
     return str(read_manifest(directory)["fingerprint"])
 
 

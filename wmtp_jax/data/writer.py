@@ -23,6 +23,7 @@ from wmtp_jax.data.store import (
     file_facts,
     index_file,
     part_file,
+    part_name,
     read_arrow,
 )
 from wmtp_jax.errors import UserError
@@ -32,7 +33,7 @@ _PART_BYTES = 64 * 2**20  # of texts and tokens; what a kill may cost
 _REPEATED = "repeated solutions"
 
 
-class Batch(NamedTuple):
+class Converted(NamedTuple):
     """Some rows of the source, converted.
 
     Attributes:
@@ -77,7 +78,7 @@ class Writer:
         self.next_row = (0, 0)
         self.left_out: Counter[str] = Counter()
         self.n_rows = self.n_bytes = self.n_solutions = 0
-        self._batches: list[Batch] = []
+        self._batches: list[Converted] = []
         self._bytes = 0
         self._names: set[int] = set()
         self._largest: dict[str, int] = {}
@@ -87,6 +88,11 @@ class Writer:
             if part.suffix:  # it was being written
                 shutil.rmtree(part)
                 continue
+            if part.name != part_name(self._n_parts):
+                raise UserError(
+                    f"{directory / PARTS / part_name(self._n_parts)}: is missing, but {part.name} is there; begin "
+                    f"anew: remove {directory}"
+                )
             facts = json.loads((part / _PART_FILE).read_text())
             self.next_row, self.left_out = tuple(facts["next_row"]), Counter(facts["left_out"])
             self.n_rows, self.n_bytes, self.n_solutions = (facts[n] for n in ("n_rows", "n_bytes", "n_solutions"))
@@ -99,7 +105,7 @@ class Writer:
             file.truncate(facts["tests_bytes"] if self._n_parts else 0)
         self._tests = tests.open("ab")
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Converted) -> None:
         """Takes a batch; writes a part where there is enough for one.
 
         Raises:
@@ -128,7 +134,7 @@ class Writer:
         """Writes what is there as a part; it appears whole."""
         if not self._batches:
             return
-        part = self.directory / PARTS / f"{self._n_parts:05}"
+        part = self.directory / PARTS / part_name(self._n_parts)
         writing = part.with_suffix(".writing")
         writing.mkdir()
         for split in SPLITS:
@@ -187,15 +193,16 @@ class Writer:
                 continue
             indices[split], repeated = _build_index(self.directory, split, parts)
             self.left_out[_REPEATED] += repeated
-            np.savez(index_file(self.directory, split), allow_pickle=False, **indices[split]._asdict())
+            np.savez(index_file(self.directory, split), **indices[split]._asdict())
             splits[split] = {**_count(indices[split]), "largest_token": self._largest[split]}
             for path in [index_file(self.directory, split)] + [
                 part_file(self.directory, part, split, kind) for part in parts for kind in ("prompts", "solutions")
             ]:
                 files[str(path.relative_to(self.directory))] = file_facts(path)
+        files[TESTS] = file_facts(self.directory / TESTS)
         digest = hashlib.sha256()
         for name in sorted(files):
-            if not name.endswith(".npz"):  # zip archives hold the time; what is in them follows from the rest
+            if name.endswith(".arrow"):  # an index follows from them, and holds the time; tests are not trained on
                 digest.update(f"{name} {files[name]['sha256']}".encode())
         manifest = {
             "format_version": FORMAT_VERSION,

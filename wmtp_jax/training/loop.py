@@ -190,8 +190,7 @@ class _Trainer:
         metrics = validation_metrics(totals)
         if self.run.stage.trains == "values":
             values_RS = np.concatenate(multihost_utils.process_allgather(values, tiled=True))[: len(rows)]
-            problems = [rows.split.problem[rows.documents(row)] for row in range(len(rows))]
-            metrics |= critic_metrics(values_RS, rows[np.arange(len(rows))], problems)
+            metrics |= critic_metrics(values_RS, rows)
         return metrics
 
 

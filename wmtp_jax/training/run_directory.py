@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
 from wmtp_jax.config import Settings
+from wmtp_jax.data.batches import batch_numbers
 from wmtp_jax.data.tokenize import copy_tokenizer
 from wmtp_jax.errors import UserError
 from wmtp_jax.files import check_name
@@ -31,6 +34,8 @@ from wmtp_jax.training.stages import Stage
 from wmtp_jax.training.tracking import MLFLOW_FILE
 
 SETTINGS_FILE, RUN_FILE, SAMPLES_FILE = "settings.yaml", "run.json", "samples.json"
+
+_HASHED_STEPS = 16
 
 # What may differ when a run is continued: it changes neither the updates nor their order. How a step's
 # rows are divided is free; how many there are is not, see `_identity`.
@@ -121,15 +126,22 @@ def check_shared(run: Run) -> None:
 def _check_same_run(run: Run) -> None:
     directory = run.directory
     try:
+        record = json.loads((directory / RUN_FILE).read_text())
         before = {
             **flatten(_with_defaults(yaml.safe_load((directory / SETTINGS_FILE).read_text()), run.stage)),
-            **_identity(json.loads((directory / RUN_FILE).read_text())),
+            **_identity(record),
         }
     except (ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(
             f"{directory}: {SETTINGS_FILE} or {RUN_FILE} is damaged ({error}); restore it, or start another run "
             "with --override checkpoint.save_dir=..."
         ) from error
+    if "order_sha256" not in record:
+        raise UserError(
+            f"{directory}: an earlier version of wmtp_jax made this run, and laid its examples into other rows; it "
+            "cannot be continued. Its checkpoints can be used as before (model.path, load_model); start another run "
+            "with --override experiment.name=... or checkpoint.save_dir=..."
+        )
     now = {
         **flatten(yaml.safe_load(as_yaml(run.settings))),
         **_identity(_record(run)),
@@ -170,8 +182,27 @@ def _record(run: Run) -> dict[str, Any]:
         "rows_per_step": run.schedule.rows_per_step,
         "tokenizer_fingerprint": run.tokenizer_fingerprint,
         "rows_sha256": [run.train.digest(), run.validation.digest()],
+        "order_sha256": _hash_order(run),
         "scorer_fingerprint": run.scorer_fingerprint,
     }
+
+
+def _hash_order(run: Run) -> str:
+    """SHA-256 over the rows of the first steps: the shuffle is Grain's, and another version's may be another."""
+    schedule = run.schedule
+    assert schedule.total_steps is not None
+    numbers = batch_numbers(
+        len(run.train),
+        rows_per_step=schedule.rows_per_step,
+        accumulation=1,
+        seed=run.settings.data_sampling.seed,
+        rows_per_unit=run.train.rows_per_unit,
+        order=run.order,
+    )
+    digest = hashlib.sha256(b"" if run.order is None else np.ascontiguousarray(run.order, np.int64).data)
+    for step in range(min(schedule.total_steps, _HASHED_STEPS)):
+        digest.update(np.ascontiguousarray(numbers[step], np.int64).data)
+    return digest.hexdigest()
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +213,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
         "fingerprint of the critic or reference": record.get("scorer_fingerprint"),
         "tokenizer": record.get("tokenizer_fingerprint"),
         "examples and their places in rows": record.get("rows_sha256"),
+        "order of rows (data_sampling.seed, versions of grain and numpy)": record.get("order_sha256"),
         "rows per step (training.batch_size x training.gradient_accumulation_steps x runtime.mesh.data x "
         "runtime.mesh.fsdp)": record.get("rows_per_step"),
     }
@@ -201,7 +233,7 @@ def write_run_files(run: Run, base: store.Base | None) -> None:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
+            | {name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")},
         }
         # These two first: they mark the folder as a run's, should the rest be interrupted.
         (directory / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from wmtp_jax.training.objective import Objective
 from wmtp_jax.training.step import per_head
 
 _AT_ONCE = 100  # documents or rows
+_COUNTED = 20_000  # examples
 
 
 class EvalSums(NamedTuple):
@@ -74,13 +75,12 @@ def validation_metrics(sums: EvalSums) -> dict[str, float]:
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
-def critic_metrics(values: np.ndarray, rows: Rows, problems: Sequence[Sequence[int]]) -> dict[str, float]:
+def critic_metrics(values: np.ndarray, rows: RowSource) -> dict[str, float]:
     """How well values tell correct from incorrect solutions.
 
     Args:
       values: (R, S), V at each position.
-      rows: (R, S), with outcomes.
-      problems: for each row, the problem of each of its documents.
+      rows: R rows, with outcomes; read one after another.
 
     Returns:
       ``val/pairwise_accuracy``: share of pairs (correct, incorrect) of one problem whose mean value over the response
@@ -89,17 +89,18 @@ def critic_metrics(values: np.ndarray, rows: Rows, problems: Sequence[Sequence[i
       length alone shows up here. A figure that nothing is known of is left out.
     """
     V, R, position, means = [], [], [], []
-    for r, of_row in enumerate(problems):
-        for number, problem in enumerate(of_row, start=1):
-            at = (rows.segment_ids[r] == number) & rows.loss_mask[r]
+    for r in range(len(rows)):
+        row = rows[r]
+        for number, problem in enumerate(rows.split.problem[rows.documents(r)], start=1):
+            at = (row.segment_ids == number) & row.loss_mask
             if not at.any():
                 continue
             inside = values[r, at].astype(np.float64)
-            outcome = float(rows.outcomes[r, at][0])
+            outcome = float(row.outcomes[at][0])
             V.append(inside)
             R.append(np.full(len(inside), outcome))
             position.append(np.arange(len(inside), dtype=np.float64))
-            means.append((problem, outcome, inside.mean()))
+            means.append((int(problem), outcome, inside.mean()))
     V_N, R_N, position_N = (np.concatenate(parts) for parts in (V, R, position))
     metrics: dict[str, float] = {}
     if not np.isfinite(V_N).all():
@@ -124,11 +125,13 @@ def critic_metrics(values: np.ndarray, rows: Rows, problems: Sequence[Sequence[i
 def unigram_cross_entropy(train: RowSource, validation: RowSource, n_heads: int, vocab_size: int) -> list[float]:
     """Loss of each head's targets in validation under the token frequencies of the training responses.
 
-    The simplest model there is (add-one smoothing): a head that has learned anything is below it.
+    The simplest model there is (add-one smoothing): a head that has learned anything is below it. The frequencies are
+    those of `_COUNTED` training examples, evenly spaced, where there are more.
     """
     seen = np.ones(vocab_size, int)
-    for start in range(0, len(train.chosen), _AT_ONCE):
-        examples = map(train.split.tokens, train.chosen[start : start + _AT_ONCE])
+    counted = train.chosen[:: -(-len(train.chosen) // _COUNTED)]
+    for start in range(0, len(counted), _AT_ONCE):
+        examples = map(train.split.tokens, counted[start : start + _AT_ONCE])
         responses = np.concatenate([example.tokens[example.n_prompt :] for example in examples])
         seen += np.bincount(responses, minlength=vocab_size)
     cost = -np.log(seen / seen.sum())
