@@ -94,10 +94,8 @@ def _measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     ours, theirs = folder / "ours", folder / "theirs"
     prepare = ["-m", "wmtp_jax.prepare", "--dataset", "codecontests", "--source", str(source), "--workers"]
     command = [*prepare, str(args.workers), "--tokenizer", str(tokenizer), "--output", str(ours)]
-    seconds, peak = _run(command, folder)
-    their_seconds, their_peak = _run(
-        ["-c", THEIRS, str(source), str(tokenizer), str(theirs), str(args.workers)], folder
-    )
+    seconds, peak = _run(command)
+    their_seconds, their_peak = _run(["-c", THEIRS, str(source), str(tokenizer), str(theirs), str(args.workers)])
     figures = {
         "MB of raw Parquet": source.stat().st_size / 1e6,
         "prepare: seconds": seconds,
@@ -236,7 +234,7 @@ def _write_parquet(path: Path, programs: list[tuple[str, str]], n_solutions: int
             file.write_table(pa.Table.from_pylist(part, schema=first.schema))
 
 
-def _run(arguments: list[str], folder: Path) -> tuple[float, int]:
+def _run(arguments: list[str]) -> tuple[float, int]:
     """Seconds of a Python command, and the peak of the memory of all its processes together, in bytes."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

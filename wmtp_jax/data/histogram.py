@@ -11,16 +11,11 @@ from wmtp_jax.data.store import Index
 _SHOWN = 2048  # tokens; the length of a row in the production presets
 
 
-def example_lengths(index: Index) -> np.ndarray:
-    """(N,) tokens of each example of a split."""
-    return index.n_prompt[index.prompt] + index.n_response
-
-
 def length_figures(indices: dict[str, Index]) -> dict[str, dict[str, int]]:
     """Percentiles of the lengths of each split, and how many are longer than a row of 2,048 tokens."""
     figures = {}
     for split, index in indices.items():
-        lengths = example_lengths(index)
+        lengths = index.lengths
         shares = {"median": 50, "90%": 90, "99%": 99, "longest": 100}
         figures[split] = {name: int(np.percentile(lengths, share)) for name, share in shares.items()}
         figures[split][f"above {_SHOWN:,}"] = int((lengths > _SHOWN).sum())
@@ -35,7 +30,7 @@ def draw_lengths(indices: dict[str, Index], path: Path, title: str) -> None:
     for axes, (split, index) in zip(
         np.ravel(figure.subplots(len(indices), squeeze=False)), indices.items(), strict=True
     ):
-        lengths = example_lengths(index)
+        lengths = index.lengths
         edges = np.linspace(0, max(np.percentile(lengths, 99.5), 1), 60)
         kinds = {"correct": lengths[index.is_correct], "incorrect": lengths[~index.is_correct]}
         axes.hist(list(kinds.values()), edges, stacked=True, label=[f"{k}: {len(of):,}" for k, of in kinds.items()])

@@ -65,6 +65,11 @@ class Index(NamedTuple):
     solution_starts: np.ndarray
     prompt_starts: np.ndarray
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int32, tokens of each example: beginning-of-sequence, prompt, response, end-of-sequence."""
+        return self.n_prompt[self.prompt] + self.n_response
+
 
 class Split:
     """One split of a data set: its index in memory, its texts and tokens on disk.
@@ -85,7 +90,7 @@ class Split:
         self.is_correct = index.is_correct
         self.problem, self.difficulty = index.problem[index.prompt], index.difficulty[index.prompt]
         self.n_prompt = index.n_prompt[index.prompt]
-        self.lengths = self.n_prompt + index.n_response
+        self.lengths = index.lengths
         self.n_problems = len(index.first_prompt)
         self._solutions, self._prompts = (
             _Table(starts, [read_arrow(part_file(directory, part, name, kind)) for part in index.parts])

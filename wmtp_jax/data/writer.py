@@ -279,5 +279,5 @@ def _count(index: Index) -> dict[str, int]:
         "problems": len(index.first_prompt),
         "correct": n_correct,
         "incorrect": len(index.place) - n_correct,
-        "tokens": int(index.n_response.sum(dtype=np.int64) + index.n_prompt[index.prompt].sum(dtype=np.int64)),
+        "tokens": int(index.lengths.sum(dtype=np.int64)),
     }
