@@ -97,7 +97,10 @@ def test_overrides_last_wins():
         ("runtime.mesh.data=0", "^--override runtime.mesh.data: .*sizes are 1 or more"),
         ("training.max_steps=[1", "not valid YAML"),
         ("data_sampling.difficulty={}", "data_sampling.difficulty.weights is missing"),
-        ("data_sampling.difficulty={weights: {low: 1, high: 1}}", "weighs high, low; the bins are high, low, medium"),
+        (
+            "data_sampling.difficulty={weights: {low: 1, high: 1}}",
+            "has weights for high, low; each bin needs one: high, low, medium",
+        ),
         ("data_sampling.difficulty={weights: {low: 0, medium: 0, high: 0}}", "no weight above 0"),
         ("data_sampling.difficulty={weights: {low: -1, medium: 0, high: 0}}", "greater than or equal to 0"),
         ("data_sampling.difficulty={bins: {a: [1, 3], b: [3, 4]}, weights: {a: 1, b: 1}}", "difficulty.bins.*overlap"),

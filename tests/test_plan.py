@@ -58,9 +58,15 @@ def test_production_presets_fit(compiled, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_attention_is_a_fused_kernel(compiled, stage):
     record = compiled[0][stage]
-    kernels = record["kernels"]
-    assert kernels["__cudnn$fmhaSoftmax"] > 0
-    assert kernels.get("__cudnn$fmhaSoftmaxBackward", 0) > 0 or stage == "critic"  # its head alone is trained
+    assert record["kernels"]["__gpu$xla.gpu.triton"] > 0  # which knows documents, because rows are packed
+    assert not record["holds_attention_scores"]
+
+
+def test_attention_of_rows_of_one_document_is_cudnn(compiled):
+    done = plan("--stage", "baseline", "--override", "dataset.packing=false", "--json", plugin=True)
+    record = json.loads(done.stdout)
+    assert record["kernels"]["__cudnn$fmhaSoftmax"] > 0
+    assert record["kernels"]["__cudnn$fmhaSoftmaxBackward"] > 0
     assert not record["holds_attention_scores"]
 
 

@@ -291,7 +291,7 @@ def test_a_damaged_file_is_named(small: Path, file: str, damage: str):
     path.unlink()
     if damage != "absent":
         path.write_bytes(content[:-10] if damage == "cut" else content)
-    with pytest.raises(UserError, match=f"{path.name}: (damaged or changed|cannot be read)"):
+    with pytest.raises(UserError, match=f"{path.name}: (damaged or changed|is missing)"):
         open_split(small, "train")
 
 

@@ -192,6 +192,18 @@ def test_unfinished_work_of_another_job(arguments, tmp_path: Path):
     with pytest.raises(UserError, match=r"parts/00001: is missing, but 00002 is there"):
         prepare.main(arguments(out))
     (tmp_path / "aside").rename(tmp_path / "out.partial/parts/00001")
+    for name in ("part.json", "train.solutions.arrow"):
+        path = tmp_path / "out.partial/parts/00001" / name
+        content = path.read_bytes()
+        path.write_bytes(content[:10])
+        with pytest.raises(UserError, match=r"00001.* is damaged.*remove .*out.partial and begin anew"):
+            prepare.main(arguments(out))
+        path.write_bytes(content)
+    tests = (tmp_path / "out.partial" / TESTS).read_bytes()
+    (tmp_path / "out.partial" / TESTS).write_bytes(b"")
+    with pytest.raises(UserError, match="shorter than it was"):
+        prepare.main(arguments(out))
+    (tmp_path / "out.partial" / TESTS).write_bytes(tests)
     with _locked(tmp_path / "out.partial"):
         with pytest.raises(UserError, match="another process"):
             prepare.main(arguments(out))
@@ -222,11 +234,12 @@ def test_a_problem_that_stands_twice_in_different_parts(arguments, tmp_path: Pat
 
 
 def test_solutions_in_unknown_encodings_are_left_out_and_counted(arguments, tmp_path: Path, capsys):
+    (tmp_path / "raw").mkdir()
     row = problem(1)
     row["solutions"] = {"language": [3, 3], "solution": ["print(1)", "# caf\udce9"]}
     line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogateescape")  # a Latin-1 byte in UTF-8
     half = json.dumps({**problem(2), "solutions": {"language": [3, 3], "solution": ["x = '\ud800'", "print(2)"]}})
-    (tmp_path / "train.jsonl").write_bytes(line + b"\n" + half.encode() + b"\n")
+    (tmp_path / "raw/train.jsonl").write_bytes(line + b"\n" + half.encode() + b"\n")
     # The same in Parquet, whose strings are not checked when they are written.
     texts = pa.array([b"print(3)", b"# caf\xe9"], pa.binary())
     programs = pa.Array.from_buffers(pa.string(), 2, texts.buffers())
@@ -238,8 +251,8 @@ def test_solutions_in_unknown_encodings_are_left_out_and_counted(arguments, tmp_
         ["language", "solution"],
     )
     table = pa.table({"name": ["in parquet"], "description": ["d"], "solutions": solutions})
-    pq.write_table(table, tmp_path / "train.parquet")
-    more = ("--source", str(tmp_path), "--output", str(tmp_path / "out"), "--json")
+    pq.write_table(table, tmp_path / "raw/train.parquet")
+    more = ("--source", str(tmp_path / "raw"), "--output", str(tmp_path / "out"), "--json")
     assert prepare.main([*arguments(tmp_path / "out"), *more]) == 0
     assert json.loads(capsys.readouterr().out)["left_out"]["solutions in an unknown encoding"] == 3
     split = open_split(tmp_path / "out", "train")
@@ -248,6 +261,8 @@ def test_solutions_in_unknown_encodings_are_left_out_and_counted(arguments, tmp_
 
 
 def test_ones_own_examples(arguments, tokenizer: Path, tmp_path: Path, capsys):
+    (tmp_path / "raw").mkdir()
+
     def example(task: str, output: str, correct: bool, **metadata) -> str:
         values = {"instruction": f"do {task}", "input": "", "output": output, "task_id": task, "is_correct": correct}
         return json.dumps({**values, "metadata": metadata})
@@ -256,13 +271,15 @@ def test_ones_own_examples(arguments, tokenizer: Path, tmp_path: Path, capsys):
         *(example("a", "\r\n  x ", True, difficulty=3), example("b", "y", True), example("a", "z", False)),
         *(example("c", f"{n}", True) for n in range(40)),
         *(example("b", "y", True), example("a", "z", True), example("a", "", True)),
+        example("a", " \n", True),
     ]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    command = ["--dataset", "examples", "--source", str(tmp_path / "train.jsonl"), "--tokenizer", str(tokenizer)]
+    (tmp_path / "raw/train.jsonl").write_text("\n".join(lines))
+    command = ["--dataset", "examples", "--source", str(tmp_path / "raw/train.jsonl"), "--tokenizer", str(tokenizer)]
     assert prepare.main([*command, "--output", str(tmp_path / "out"), "--json"]) == 0
     manifest = json.loads(capsys.readouterr().out)
     # "z" is correct somewhere, so it is correct; problems that are not next to each other are one.
-    assert manifest["left_out"] == {"empty solutions": 1, "repeated solutions": 2}
+    contradicted = {"incorrect solutions that are also correct ones": 1}
+    assert manifest["left_out"] == {"empty solutions": 2, "repeated solutions": 1, **contradicted}
     assert manifest["splits"]["train"]["problems"] == 3
     assert manifest["splits"]["train"]["incorrect"] == 0
     split = open_split(tmp_path / "out", "train")
@@ -270,6 +287,31 @@ def test_ones_own_examples(arguments, tokenizer: Path, tmp_path: Path, capsys):
     assert first.output == "\r\n  x "  # to the letter
     assert split.difficulty[0] == 3
     assert split.task_ids == ["a", "b", "c"]
+    (tmp_path / "raw/valid.jsonl").write_text(example("c", "more", True))
+    with pytest.raises(UserError, match="1 problems stand in train and in valid, such as 'c'"):
+        prepare.main([*command, "--source", str(tmp_path / "raw"), "--output", str(tmp_path / "leak")])
+
+
+def test_parquet_as_other_programs_write_it(arguments, tmp_path: Path):
+    """Nulls for what is not there, whole numbers as floats, strings in dictionaries, macOS's own files beside it."""
+    (tmp_path / "raw").mkdir()
+    rows = [problem(1), {**problem(2), "public_tests": {"input": None, "output": None}, "difficulty": None}]
+    table = pa.Table.from_pylist(rows)
+    floats = table["difficulty"].cast(pa.float64())
+    table = table.set_column(table.schema.get_field_index("difficulty"), "difficulty", floats)
+    table = table.set_column(1, "description", table["description"].dictionary_encode())
+    pq.write_table(table, tmp_path / "raw/train.parquet")
+    (tmp_path / "raw/._train.parquet").write_bytes(b"not ours")
+    (tmp_path / "raw/train.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(problem(3)).encode() + b"\r\n")
+    prepare.main([*arguments(tmp_path / "out"), "--source", str(tmp_path / "raw")])
+    split = open_split(tmp_path / "out", "train")
+    assert split.n_problems == 3
+    assert set(split.difficulty.tolist()) == {0, 1, 3}
+
+
+def test_output_in_the_source(arguments, raw: Path):
+    with pytest.raises(UserError, match="lies in --source"):
+        prepare.main(arguments(raw / "out"))
 
 
 def test_languages(arguments, tmp_path: Path):

@@ -130,7 +130,8 @@ def _apart(bins: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
 def _check_weights(weights: dict[str, float], bins: dict[str, tuple[int, int]], what: str) -> None:
     """Raises ValueError where the weights are not those of the bins; ``what`` names them, e.g. ``the phase ...``."""
     if set(weights) != set(bins):
-        raise ValueError(f"{what} weighs {', '.join(sorted(weights))}; the bins are {', '.join(sorted(bins))}")
+        named = ", ".join(sorted(weights))
+        raise ValueError(f"{what} has weights for {named}; each bin needs one: {', '.join(sorted(bins))}")
     if not any(weights.values()):
         raise ValueError(f"{what} has no weight above 0")
 

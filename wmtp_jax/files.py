@@ -92,8 +92,9 @@ def resumed_directory(
     """
     directory = _destination(directory, overwrite, is_ours, what)
     partial = directory.with_name(f"{directory.name}.partial")
-    kept = "what is done is kept, and the same command goes on from there"
-    with open_job(partial, job, overwrite=overwrite):
+    kept = "finished parts are kept, and the same command goes on from there"
+    # Nothing is lost where nothing was finished.
+    with open_job(partial, job, overwrite=overwrite or not has_work(partial)):
         try:
             yield partial
             _put(partial, directory, secrets.token_hex(4))
@@ -104,7 +105,8 @@ def resumed_directory(
             raise
         except OSError as error:
             if error.errno in _FULL:
-                raise Failure(f"{partial}: the disk is full; {kept}, once there is space") from error
+                kept = f"{kept}, once there is space" if has_work(partial) else "nothing was finished"
+                raise Failure(f"{partial}: the disk is full; {kept}") from error
             raise
         finally:
             if partial.is_dir() and not has_work(partial):

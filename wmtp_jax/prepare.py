@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     _check(args)
     started = time.perf_counter()
     files = list_files(args.source) if args.source else []
+    if files and Path(args.source).is_dir() and Path(args.source).resolve() in args.output.resolve().parents:
+        raise UserError(f"--output {args.output}: lies in --source, which would be read together with it")
     tokenizer = _tokenizer_folder(args)
     options = Options(args.dataset, tuple(args.language), args.seed, args.validation_fraction)
     job: dict[str, Any] = {
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         job=job,
         overwrite=args.overwrite,
         is_ours=is_dataset,
-        has_work=lambda folder: any((folder / PARTS).glob("*/")),
+        has_work=lambda folder: any((folder / PARTS).glob("[0-9]*[0-9]")),
         what="data set",
     ) as directory:
         writer = Writer(directory)
@@ -157,7 +159,7 @@ def _write(
             speed = (writer.n_solutions - before) / (time.perf_counter() - started)
             progress.advance(batch.n_bytes, f"{writer.n_solutions:,} solutions, {speed:,.0f}/s")
     if not writer.n_rows:
-        raise UserError("there is no row in the source")
+        raise UserError("--source: there is no row in it")
 
 
 def _tokenizer_folder(args: argparse.Namespace) -> Path | None:

@@ -381,8 +381,8 @@ def test_table():
     with console.capture() as capture:
         console.print(sample_table({"train": report, "valid": valid}))
     text = {" ".join(line.replace("│", " ").split()) for line in capture.get().splitlines()}
-    assert f"difficulty low {report.bins['low'].got} of 128 -" in text
-    assert f"of others in place of low {report.bins['low'].filled} -" in text
+    assert f"difficulty low {report.bins['low'].got} (asked: 128) -" in text
+    assert f"too few in low, others taken {report.bins['low'].filled} -" in text
     assert f"left out: too long {report.left_out.too_long} -" in text
     assert "pairs 80 -" in text
     assert "correct solutions 80 7" in text

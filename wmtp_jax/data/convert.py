@@ -149,7 +149,7 @@ def _rows(chunk: Chunk) -> Iterator[tuple[str, Any]]:
         columns = [column.cast(_binary(column.type)) for column in chunk.rows.columns]
         rows = pa.record_batch(columns, names=chunk.rows.schema.names).to_pylist()
     for i, fields in enumerate(rows):
-        yield chunk.where(i), {name: _decode(value) for name, value in fields.items() if value is not None}
+        yield chunk.where(i), _decode(fields)
 
 
 def _binary(dtype: pa.DataType) -> pa.DataType:
@@ -166,13 +166,13 @@ def _binary(dtype: pa.DataType) -> pa.DataType:
 
 
 def _decode(value: Any) -> Any:
-    """Bytes as text; those that are no UTF-8 as lone surrogates, as `parse_json` gives them."""
+    """Values of Parquet as those of JSON: bytes as text (what is no UTF-8 as lone surrogates), no entries of null."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, list):
         return [_decode(item) for item in value] if value and not isinstance(value[0], str | int | float) else value
     if isinstance(value, dict):
-        return {name: _decode(item) for name, item in value.items()}
+        return {name: _decode(item) for name, item in value.items() if item is not None}  # null: there is none
     return value
 
 
@@ -202,7 +202,7 @@ def convert(chunks: Iterable[Chunk], options: Options, tokenizer: Path | None, w
         except BrokenProcessPool as error:
             raise Failure(
                 "a worker process was killed (was there too little memory?); the same command goes on from the last "
-                "part, with fewer --workers if need be"
+                "finished part, with fewer --workers if need be"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -22,7 +22,8 @@ from wmtp_jax.data.schema import (
 )
 
 UNKNOWN_ENCODING = "solutions in an unknown encoding"
-EMPTY = "empty solutions"
+EMPTY, REPEATED = "empty solutions", "repeated solutions"
+CONTRADICTED = "incorrect solutions that are also correct ones"
 
 
 class Options(NamedTuple):
@@ -84,7 +85,7 @@ def codecontests(fields: Any, where: str, split: str | None, options: Options) -
         row = validate(ExtractRow, fields, where).full()
     else:
         row = validate(CodeContestsRow, fields, where)
-    seen: set[str] = set()
+    seen: dict[str, bool] = {}
     examples: list[Example] = []
     for solutions, is_correct in ((row.solutions, True), (row.incorrect_solutions, False)):
         for language, text in zip(solutions.language, solutions.solution, strict=True):
@@ -95,9 +96,9 @@ def codecontests(fields: Any, where: str, split: str | None, options: Options) -
             elif not program:
                 left_out[EMPTY] += 1
             elif program in seen:
-                left_out["repeated solutions"] += 1
+                left_out[REPEATED if seen[program] == is_correct else CONTRADICTED] += 1
             else:
-                seen.add(program)
+                seen[program] = is_correct
                 metadata = {
                     "source": options.dataset,
                     "difficulty": row.difficulty,
@@ -124,8 +125,7 @@ def humaneval(fields: Any, where: str, split: str | None, options: Options) -> P
     row = validate(HumanEvalRow, fields, where)
     tests = _unit_tests(row.task_id, "", row.test, row.entry_point)
     metadata = {"source": "humaneval", "difficulty": 0, "language": "python3"}
-    example = _example(row.task_id, row.prompt, _program(row.canonical_solution), True, metadata)
-    return Problem("test", row.task_id, [example], tests, Counter())
+    return _single("test", row.task_id, row.prompt, row.canonical_solution, tests, metadata)
 
 
 def mbpp(fields: Any, where: str, split: str | None, options: Options) -> Problem:
@@ -136,7 +136,7 @@ def mbpp(fields: Any, where: str, split: str | None, options: Options) -> Proble
     name = f"mbpp/{row.task_id}"
     tests = _unit_tests(name, row.test_setup_code, "\n".join([*row.test_list, *row.challenge_test_list]), None)
     metadata = {"source": "mbpp", "difficulty": 0, "language": "python3", "few_shot": row.task_id <= 10}
-    return Problem(published, name, [_example(name, row.text, _program(row.code), True, metadata)], tests, Counter())
+    return _single(published, name, row.text, row.code, tests, metadata)
 
 
 def examples(fields: Any, where: str, split: str | None, options: Options) -> Problem:
@@ -144,7 +144,7 @@ def examples(fields: Any, where: str, split: str | None, options: Options) -> Pr
     if isinstance(fields, dict) and not is_text(fields.get("output")):
         return Problem(split or "train", None, [], None, Counter([UNKNOWN_ENCODING]))
     example = validate(Example, fields, where)
-    kept = [example] if example.output else []
+    kept = [example] if example.output.strip() else []
     left_out = Counter([] if kept else [EMPTY])
     return Problem(split or _draw_split(example.task_id, options), None, kept, None, left_out)
 
@@ -173,6 +173,16 @@ def _readable(solutions: Any, left_out: Counter[str]) -> Any:
 
 def _program(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
+
+
+def _single(
+    split: str, name: str, instruction: str, solution: str, tests: dict[str, Any], metadata: dict[str, Any]
+) -> Problem:
+    """A problem with one correct solution."""
+    program = _program(solution)
+    if not program:
+        return Problem(split, name, [], tests, Counter([EMPTY]))
+    return Problem(split, name, [_example(name, instruction, program, True, metadata)], tests, Counter())
 
 
 def _example(name: str, instruction: str, program: str, correct: bool, metadata: dict[str, Any]) -> Example:

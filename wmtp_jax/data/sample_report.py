@@ -98,8 +98,8 @@ def _lines(report: SampleReport) -> list[tuple[str, str]]:
     lines = [(name, f"{count:,}") for name, count in counts if count]
     lines += [(f"tokens, {name}", f"{lengths[name]:,.0f}") for name in ("min", "median", "mean", "max")]
     for name, of_bin in report.bins.items():
-        asked = "" if of_bin.asked is None else f" of {of_bin.asked:,}"
+        asked = "" if of_bin.asked is None else f" (asked: {of_bin.asked:,})"
         lines.append((f"difficulty {name}", f"{of_bin.got:,}{asked}"))
         if of_bin.filled:
-            lines.append((f"  of others in place of {name}", f"{of_bin.filled:,}"))
+            lines.append((f"  too few in {name}, others taken", f"{of_bin.filled:,}"))
     return lines

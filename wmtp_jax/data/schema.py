@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wmtp_jax.errors import UserError
 
@@ -32,7 +32,7 @@ class Example(_Record):
     instruction: str
     input: str
     output: str
-    task_id: str
+    task_id: str = Field(min_length=1)
     is_correct: bool
     metadata: dict[str, Any] = Field(default_factory=dict)
 
@@ -83,6 +83,11 @@ class CodeContestsRow(_Record):
     time_limit: TimeLimit | None = None
     solutions: Solutions
     incorrect_solutions: Solutions = Solutions()
+
+    @field_validator("difficulty", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value  # as pandas writes them
 
 
 class TestCase(_Record):

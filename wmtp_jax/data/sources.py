@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import re
 import zlib
@@ -88,7 +89,8 @@ def list_files(source: str) -> list[SourceFile]:
             raise UserError(f"{source}: expected .parquet, .jsonl or .jsonl.gz")
     else:
         every = files.find(root, detail=True)
-        found = {name: info for name, info in sorted(every.items()) if name.endswith(_SUFFIXES)}
+        shown = {name: info for name, info in sorted(every.items()) if not Path(name).name.startswith(".")}
+        found = {name: info for name, info in shown.items() if name.endswith(_SUFFIXES)}
         if not found:
             raise UserError(f"{source}: holds no .parquet, .jsonl or .jsonl.gz file")
     return [
@@ -150,7 +152,7 @@ def _read_jsonl(file: SourceFile, stream: Any, number: int, first: int) -> Itera
         if row <= first:
             begun, before = row, stream.tell() if packed else before + len(line)
             continue
-        lines.append(line)
+        lines.append(line.removeprefix(codecs.BOM_UTF8) if row == 1 else line)
         size += len(line)
         if size >= _CHUNK_BYTES or len(lines) >= _CHUNK_ROWS:
             position = stream.tell() if packed else before + size

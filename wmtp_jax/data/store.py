@@ -196,6 +196,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         with reading(path):
             manifest = json.loads(path.read_text())
         version = manifest["format_version"]
+        if version == FORMAT_VERSION and not {"splits", "files", "tokenizer", "fingerprint"} <= set(manifest):
+            raise ValueError("entries are missing")
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); prepare the data set again") from error
     if version != FORMAT_VERSION:
@@ -216,7 +218,7 @@ def open_split(directory: Path, name: str) -> Split:
     if name not in manifest["splits"]:
         raise UserError(
             f"{directory}: the data set has no split {name!r} (it has: {', '.join(manifest['splits']) or 'none'}); "
-            "prepare it again, with --validation-fraction above 0 where the source has no validation problems"
+            "prepare it again, with a larger --validation-fraction where its files do not say their splits"
         )
     for file, facts in manifest["files"].items():
         if Path(file).name.startswith(f"{name}."):
@@ -244,6 +246,8 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def _check_file(path: Path, facts: dict[str, Any]) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; copy the data set again, or prepare it again")
     with reading(path):
         state = path.stat()
         if (state.st_size, state.st_mtime_ns) == (facts["bytes"], facts["mtime_ns"]):
@@ -251,6 +255,6 @@ def _check_file(path: Path, facts: dict[str, Any]) -> None:
         # A copy has another time, and is read through once at every start.
         if state.st_size != facts["bytes"] or file_facts(path)["sha256"] != facts["sha256"]:
             raise UserError(
-                f"{path}: damaged or changed ({state.st_size:,} bytes, {facts['bytes']:,} were written); copy it "
-                "again, or prepare the data set again"
+                f"{path}: damaged or changed: it is not what was written (then {facts['bytes']:,} bytes, now "
+                f"{state.st_size:,}); copy it again, or prepare the data set again"
             )

@@ -70,6 +70,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             f"{directory}: no tokenizer there; `prepare --dataset mini` makes one, a converted model brings "
             "one along, and model.tokenizer names another"
         )
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"{directory}: holds no tokenizer (no tokenizer.json or tokenizer.model)")
     try:
         # AutoTokenizer would do, but importing it imports torch where that is installed: 200 MB in every worker.
         tokenizer = _tokenizer_class(directory).from_pretrained(directory, clean_up_tokenization_spaces=False)

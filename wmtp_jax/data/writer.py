@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from wmtp_jax.data.problems import CONTRADICTED, REPEATED
 from wmtp_jax.data.store import (
     FORMAT_VERSION,
     MANIFEST,
@@ -30,7 +32,6 @@ from wmtp_jax.errors import UserError
 
 _PART_FILE = "part.json"
 _PART_BYTES = 64 * 2**20  # of texts and tokens; what a kill may cost
-_REPEATED = "repeated solutions"
 
 
 class Converted(NamedTuple):
@@ -88,12 +89,7 @@ class Writer:
             if part.suffix:  # it was being written
                 shutil.rmtree(part)
                 continue
-            if part.name != part_name(self._n_parts):
-                raise UserError(
-                    f"{directory / PARTS / part_name(self._n_parts)}: is missing, but {part.name} is there; begin "
-                    f"anew: remove {directory}"
-                )
-            facts = json.loads((part / _PART_FILE).read_text())
+            facts = _read_part(part, self._n_parts)
             self.next_row, self.left_out = tuple(facts["next_row"]), Counter(facts["left_out"])
             self.n_rows, self.n_bytes, self.n_solutions = (facts[n] for n in ("n_rows", "n_bytes", "n_solutions"))
             self._n_parts += 1
@@ -101,8 +97,11 @@ class Writer:
             self._largest = facts["largest_token"]
         tests = directory / TESTS
         tests.touch()
+        tests_bytes = facts["tests_bytes"] if self._n_parts else 0
+        if tests.stat().st_size < tests_bytes:
+            raise UserError(f"{tests}: is shorter than it was; remove {directory} and begin anew")
         with tests.open("rb+") as file:
-            file.truncate(facts["tests_bytes"] if self._n_parts else 0)
+            file.truncate(tests_bytes)
         self._tests = tests.open("ab")
 
     def add(self, batch: Converted) -> None:
@@ -160,12 +159,30 @@ class Writer:
             "names": [(key, where) for batch in self._batches for key, _, where in batch.names],
             "tests_bytes": self._tests.tell(),
             "largest_token": self._largest,
+            "bytes": {path.name: path.stat().st_size for path in writing.iterdir()},
         }
         (writing / _PART_FILE).write_text(json.dumps(facts))
         os.sync()  # its contents are on the disk before its name is, should the machine go
         writing.rename(part)
         self._n_parts += 1
         self._batches, self._bytes = [], 0
+
+    def _check_apart(self, indices: dict[str, Index]) -> None:
+        """Raises UserError where a problem is in two splits: validation would see what was trained on."""
+        keys = {split: np.unique(self._prompts(split, index, "key")) for split, index in indices.items()}
+        for one, other in itertools.combinations(keys, 2):
+            common = np.intersect1d(keys[one], keys[other], assume_unique=True)
+            if len(common):
+                at = int(np.flatnonzero(self._prompts(one, indices[one], "key") == common[0])[0])
+                raise UserError(
+                    f"{len(common):,} problems stand in {one} and in {other}, such as "
+                    f"{self._prompts(one, indices[one], 'task_id')[at]!r}; validation would see what was trained on. "
+                    "Give each problem one split: files whose names begin with it"
+                )
+
+    def _prompts(self, split: str, index: Index, column: str) -> np.ndarray:
+        tables = (read_arrow(part_file(self.directory, int(part), split, "prompts")) for part in index.parts)
+        return np.concatenate([table[column].to_numpy(zero_copy_only=False).copy() for table in tables])
 
     def close(self) -> None:
         """Closes what is open; what is not yet in a part is lost."""
@@ -191,15 +208,20 @@ class Writer:
             parts = [n for n in range(self._n_parts) if part_file(self.directory, n, split, "solutions").exists()]
             if not parts:
                 continue
-            indices[split], repeated = _build_index(self.directory, split, parts)
-            self.left_out[_REPEATED] += repeated
+            indices[split], repeated, contradicted = _build_index(self.directory, split, parts)
+            self.left_out[REPEATED] += repeated
+            self.left_out[CONTRADICTED] += contradicted
             np.savez(index_file(self.directory, split), **indices[split]._asdict())
             splits[split] = {**_count(indices[split]), "largest_token": self._largest[split]}
             for path in [index_file(self.directory, split)] + [
                 part_file(self.directory, part, split, kind) for part in parts for kind in ("prompts", "solutions")
             ]:
                 files[str(path.relative_to(self.directory))] = file_facts(path)
-        files[TESTS] = file_facts(self.directory / TESTS)
+        if (self.directory / TESTS).stat().st_size:
+            files[TESTS] = file_facts(self.directory / TESTS)
+        else:
+            (self.directory / TESTS).unlink()
+        self._check_apart(indices)
         digest = hashlib.sha256()
         for name in sorted(files):
             if name.endswith(".arrow"):  # an index follows from them, and holds the time; tests are not trained on
@@ -217,6 +239,25 @@ class Writer:
         return manifest, indices
 
 
+def _read_part(part: Path, number: int) -> dict[str, Any]:
+    """What a finished part says of itself.
+
+    Raises:
+      UserError: it is not the one that is due, or is damaged.
+    """
+    remedy = f"remove {part.parent.parent} and begin anew"
+    if part.name != part_name(number):
+        raise UserError(f"{part.parent / part_name(number)}: is missing, but {part.name} is there; {remedy}")
+    try:
+        facts = json.loads((part / _PART_FILE).read_text())
+        for name, size in facts["bytes"].items():
+            if (part / name).stat().st_size != size:
+                raise UserError(f"{part / name}: is damaged; {remedy}")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{part}: is damaged ({error}); {remedy}") from error
+    return dict(facts)
+
+
 def _write_arrow(path: Path, batches: list[pa.RecordBatch]) -> int:
     """Writes batches as one; returns the largest token."""
     (whole,) = pa.Table.from_batches(batches).combine_chunks().to_batches()
@@ -231,8 +272,10 @@ def _shift(solutions: pa.RecordBatch, start: int) -> pa.RecordBatch:
     return solutions.set_column(solutions.schema.get_field_index("prompt"), "prompt", shifted)
 
 
-def _build_index(directory: Path, split: str, parts: list[int]) -> tuple[Index, int]:
-    """The index of a split, and how many solutions it leaves out because they stand twice."""
+def _build_index(directory: Path, split: str, parts: list[int]) -> tuple[Index, int, int]:
+    """The index of a split, and how many solutions it leaves out: repeated ones, and incorrect ones that are correct
+    elsewhere.
+    """
     keys, labels, prompts, n_response, names, difficulty, n_prompt = ([] for _ in range(7))
     solution_starts, prompt_starts = [0], [0]
     for part in parts:
@@ -270,7 +313,9 @@ def _build_index(directory: Path, split: str, parts: list[int]) -> tuple[Index, 
         solution_starts=np.array(solution_starts),
         prompt_starts=np.array(prompt_starts),
     )
-    return index, len(key) - len(place)
+    group = np.cumsum(first) - 1
+    contradicted = int((~first & ~is_correct[order] & is_correct[order][first][group]).sum())
+    return index, len(key) - len(place) - contradicted, contradicted
 
 
 def _count(index: Index) -> dict[str, int]:

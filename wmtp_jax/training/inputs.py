@@ -179,6 +179,10 @@ def find_tokenizer(settings: Settings, source: ModelSource | None) -> Path:
             f"{source.directory}: its tokenizer.model needs a config; make a model directory with "
             "`python -m conversion import` first, or name a tokenizer as model.tokenizer"
         )
+    if read_manifest(settings.dataset.path)["tokenizer"] is None:
+        raise UserError(
+            f"{settings.dataset.path}: holds texts alone, no tokens; prepare it again with --tokenizer (the model's)"
+        )
     return settings.dataset.path / TOKENIZER
 
 
@@ -200,6 +204,8 @@ def check_tokens(directory: Path, tokenizer: Any, folder: Path, vocab_size: int,
     """
     manifest, fingerprint = read_manifest(directory), tokenizer_fingerprint(tokenizer)
     if manifest["tokenizer"] != fingerprint:
+        if folder.resolve() == (directory / TOKENIZER).resolve():
+            raise UserError(f"{folder}: is not the tokenizer that made these tokens; prepare the data set again")
         theirs = f"was tokenised by another tokenizer ({directory / TOKENIZER})"
         raise UserError(
             f"{directory} {theirs if manifest['tokenizer'] else 'holds texts alone'}, but the model reads the tokens "
