@@ -54,6 +54,8 @@ class ScoreFile:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        from wmtp_jax.data.store import Lists
+
         if not path.is_file():
             raise UserError(f"{path}: no such file of scores; make it with `python -m wmtp_jax.score`")
         try:
@@ -67,13 +69,12 @@ class ScoreFile:
             scores = self._table["scores"]
             of_split = {name: pc.equal(splits, name).to_numpy() for name in pc.unique(splits).to_pylist()}
             self._lengths = pc.list_value_length(scores).to_numpy()
-            self._parts = [(part.offsets.to_numpy(), part.values.to_numpy()) for part in scores.chunks]
+            self._scores = Lists(scores.chunks)
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}: not a file of scores ({str(error).splitlines()[0]}); make it with `python -m wmtp_jax.score`"
             ) from error
         self.path = path
-        self._starts = np.cumsum([0, *(len(part) for part in scores.chunks)])
         self._places: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of each split: rows, ascending, and their places
         for name, mask in of_split.items():
             places = np.flatnonzero(mask)
@@ -127,11 +128,7 @@ class ScoreFile:
         """Scores of the tokens of a solution that is in the file, float32; a view of the file."""
         places, there = self._find(split, np.array([number]))
         assert there.all()  # `check_solutions` has looked
-        place = int(places[0])
-        part = int(np.searchsorted(self._starts, place, side="right")) - 1
-        offsets, values = self._parts[part]
-        at = place - self._starts[part]
-        return values[offsets[at] : offsets[at + 1]]
+        return self._scores[places[0]]
 
     def _find(self, split: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where solutions stand, and which are there at all."""

@@ -50,7 +50,6 @@ class Index(NamedTuple):
       n_prompt: (P,) int32, tokens of the prompt, beginning-of-sequence included.
       first_prompt: (M,) int32, the prompt that names a problem.
       parts: (K,) int32, numbers of the parts that hold some of the split.
-      solution_starts, prompt_starts: (K + 1,) int64, where these parts begin and end.
     """
 
     place: np.ndarray
@@ -62,8 +61,6 @@ class Index(NamedTuple):
     n_prompt: np.ndarray
     first_prompt: np.ndarray
     parts: np.ndarray
-    solution_starts: np.ndarray
-    prompt_starts: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
@@ -93,8 +90,8 @@ class Split:
         self.lengths = index.lengths
         self.n_problems = len(index.first_prompt)
         self._solutions, self._prompts = (
-            _Table(starts, [read_arrow(part_file(directory, part, name, kind)) for part in index.parts])
-            for starts, kind in ((index.solution_starts, "solutions"), (index.prompt_starts, "prompts"))
+            _Table([read_arrow(part_file(directory, part, name, kind)) for part in index.parts])
+            for kind in ("solutions", "prompts")
         )
 
     def __len__(self) -> int:
@@ -116,8 +113,8 @@ class Split:
     def tokens(self, row: int) -> TokenizedExample:
         """Tokens of a solution: its prompt and its response."""
         index = self._index
-        prompt = self._prompts.tokens(index.prompt[row])
-        response = self._solutions.tokens(index.place[row])
+        prompt = self._prompts.tokens[index.prompt[row]]
+        response = self._solutions.tokens[index.place[row]]
         tokens = np.empty(len(prompt) + len(response), np.int32)
         tokens[: len(prompt)], tokens[len(prompt) :] = prompt, response
         return TokenizedExample(tokens, len(prompt), float(index.is_correct[row]))
@@ -132,22 +129,34 @@ class Split:
         )
 
 
-class _Table:
-    """Rows of one kind, over all parts; tokens are views of the files' own memory."""
+class Lists:
+    """Columns of lists, one after another, of which each list is a view of the files' own memory."""
 
-    def __init__(self, starts: np.ndarray, parts: Sequence[pa.RecordBatch]):
-        self._starts, self._parts = starts, parts
-        self._tokens = [(part["tokens"].offsets.to_numpy(), part["tokens"].values.to_numpy()) for part in parts]
+    def __init__(self, columns: Sequence[pa.ListArray]):
+        self._starts = np.cumsum([0, *map(len, columns)])
+        self._columns = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        part, at = self.find(number)
+        offsets, values = self._columns[part]
+        return values[offsets[at] : offsets[at + 1]]
+
+    def find(self, number: int) -> tuple[int, int]:
+        """The column that holds a list, and its number there."""
+        part = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return part, int(number - self._starts[part])
+
+
+class _Table:
+    """Rows of one kind, over all parts."""
+
+    def __init__(self, parts: Sequence[pa.RecordBatch]):
+        self._parts = parts
+        self.tokens = Lists([part["tokens"] for part in parts])
 
     def value(self, name: str, number: int) -> Any:
-        part = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._parts[part][name][int(number - self._starts[part])].as_py()
-
-    def tokens(self, number: int) -> np.ndarray:
-        part = int(np.searchsorted(self._starts, number, side="right")) - 1
-        offsets, values = self._tokens[part]
-        at = int(number - self._starts[part])
-        return values[offsets[at] : offsets[at + 1]]
+        part, at = self.tokens.find(number)
+        return self._parts[part][name][at].as_py()
 
 
 def read_arrow(path: Path) -> pa.RecordBatch:

@@ -22,6 +22,7 @@ from wmtp_jax.data.store import (
     SPLITS,
     TESTS,
     Index,
+    Split,
     file_facts,
     index_file,
     part_file,
@@ -167,22 +168,17 @@ class Writer:
         self._n_parts += 1
         self._batches, self._bytes = [], 0
 
-    def _check_apart(self, indices: dict[str, Index]) -> None:
+    def _check_apart(self, built: dict[str, _Built]) -> None:
         """Raises UserError where a problem is in two splits: validation would see what was trained on."""
-        keys = {split: np.unique(self._prompts(split, index, "key")) for split, index in indices.items()}
-        for one, other in itertools.combinations(keys, 2):
-            common = np.intersect1d(keys[one], keys[other], assume_unique=True)
+        for one, other in itertools.combinations(built, 2):
+            common = np.intersect1d(built[one].problems, built[other].problems, assume_unique=True)
             if len(common):
-                at = int(np.flatnonzero(self._prompts(one, indices[one], "key") == common[0])[0])
+                number = int(np.flatnonzero(built[one].problems == common[0])[0])
+                name = Split(self.directory, one, built[one].entries).task_id(number)
                 raise UserError(
-                    f"{len(common):,} problems stand in {one} and in {other}, such as "
-                    f"{self._prompts(one, indices[one], 'task_id')[at]!r}; validation would see what was trained on. "
-                    "Give each problem one split: files whose names begin with it"
+                    f"{len(common):,} problems stand in {one} and in {other}, such as {name!r}; validation would see "
+                    "what was trained on. Give each problem one split: files whose names begin with it"
                 )
-
-    def _prompts(self, split: str, index: Index, column: str) -> np.ndarray:
-        tables = (read_arrow(part_file(self.directory, int(part), split, "prompts")) for part in index.parts)
-        return np.concatenate([table[column].to_numpy(zero_copy_only=False).copy() for table in tables])
 
     def close(self) -> None:
         """Closes what is open; what is not yet in a part is lost."""
@@ -195,7 +191,7 @@ class Writer:
           The manifest, and the index of each split.
 
         Raises:
-          UserError: there is no solution.
+          UserError: there is no solution, or a problem is in two splits.
         """
         if not self.n_solutions:
             left_out = sum((batch.left_out for batch in self._batches), self.left_out)
@@ -203,25 +199,28 @@ class Writer:
             raise UserError(f"there is no usable solution in {facts['source']}; left out: {reasons or 'nothing'}")
         self.write_part()
         self.close()
-        indices, splits, files = {}, {}, {}
+        built = {}
         for split in SPLITS:
             parts = [n for n in range(self._n_parts) if part_file(self.directory, n, split, "solutions").exists()]
-            if not parts:
-                continue
-            indices[split], repeated, contradicted = _build_index(self.directory, split, parts)
+            if parts:
+                built[split] = _build_index(self.directory, split, parts)
+        self._check_apart(built)
+        splits, files = {}, {}
+        for split, (index, _, repeated, contradicted) in built.items():
             self.left_out[REPEATED] += repeated
             self.left_out[CONTRADICTED] += contradicted
-            np.savez(index_file(self.directory, split), **indices[split]._asdict())
-            splits[split] = {**_count(indices[split]), "largest_token": self._largest[split]}
+            np.savez(index_file(self.directory, split), **index._asdict())
+            splits[split] = {**_count(index), "largest_token": self._largest[split]}
             for path in [index_file(self.directory, split)] + [
-                part_file(self.directory, part, split, kind) for part in parts for kind in ("prompts", "solutions")
+                part_file(self.directory, part, split, kind)
+                for part in index.parts
+                for kind in ("prompts", "solutions")
             ]:
                 files[str(path.relative_to(self.directory))] = file_facts(path)
         if (self.directory / TESTS).stat().st_size:
             files[TESTS] = file_facts(self.directory / TESTS)
         else:
             (self.directory / TESTS).unlink()
-        self._check_apart(indices)
         digest = hashlib.sha256()
         for name in sorted(files):
             if name.endswith(".arrow"):  # an index follows from them, and holds the time; tests are not trained on
@@ -236,7 +235,7 @@ class Writer:
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         (self.directory / MANIFEST).write_text(text)
-        return manifest, indices
+        return manifest, {split: of_split.entries for split, of_split in built.items()}
 
 
 def _read_part(part: Path, number: int) -> dict[str, Any]:
@@ -272,31 +271,43 @@ def _shift(solutions: pa.RecordBatch, start: int) -> pa.RecordBatch:
     return solutions.set_column(solutions.schema.get_field_index("prompt"), "prompt", shifted)
 
 
-def _build_index(directory: Path, split: str, parts: list[int]) -> tuple[Index, int, int]:
-    """The index of a split, and how many solutions it leaves out: repeated ones, and incorrect ones that are correct
-    elsewhere.
+class _Built(NamedTuple):
+    """The index of a split, and what came up on the way.
+
+    Attributes:
+      entries: the index.
+      problems: (M,) int64, hash of the name of each problem, by number.
+      repeated, contradicted: solutions that it leaves out: those that stand twice, and incorrect ones that are correct
+        elsewhere.
     """
+
+    entries: Index
+    problems: np.ndarray
+    repeated: int
+    contradicted: int
+
+
+def _build_index(directory: Path, split: str, parts: list[int]) -> _Built:
     keys, labels, prompts, n_response, names, difficulty, n_prompt = ([] for _ in range(7))
-    solution_starts, prompt_starts = [0], [0]
+    n_prompts = 0
     for part in parts:
         rows = read_arrow(part_file(directory, part, split, "solutions"))
         keys.append(rows["key"].to_numpy().copy())  # not views: they would keep every part's file mapped
         labels.append(rows["is_correct"].to_numpy(zero_copy_only=False))
-        prompts.append(rows["prompt"].to_numpy() + np.int32(prompt_starts[-1]))
+        prompts.append(rows["prompt"].to_numpy() + np.int32(n_prompts))
         n_response.append(np.diff(rows["tokens"].offsets.to_numpy()))
-        solution_starts.append(solution_starts[-1] + len(rows))
         of_prompts = read_arrow(part_file(directory, part, split, "prompts"))
         names.append(of_prompts["key"].to_numpy().copy())
         difficulty.append(of_prompts["difficulty"].to_numpy().copy())
         n_prompt.append(np.diff(of_prompts["tokens"].offsets.to_numpy()))
-        prompt_starts.append(prompt_starts[-1] + len(of_prompts))
+        n_prompts += len(of_prompts)
     key, is_correct = np.concatenate(keys), np.concatenate(labels)
     # A text that stands twice counts once, as correct if it is so anywhere, as in a problem with all its solutions.
     order = np.lexsort((np.arange(len(key)), ~is_correct, key))
     first = np.ones(len(key), bool)
     first[1:] = key[order][1:] != key[order][:-1]
     place = np.sort(order[first])
-    _, first_prompt, inverse = np.unique(np.concatenate(names), return_index=True, return_inverse=True)
+    problems, first_prompt, inverse = np.unique(np.concatenate(names), return_index=True, return_inverse=True)
     by_appearance = np.argsort(first_prompt)
     number = np.empty(len(by_appearance), np.int32)
     number[by_appearance] = np.arange(len(by_appearance), dtype=np.int32)
@@ -310,12 +321,10 @@ def _build_index(directory: Path, split: str, parts: list[int]) -> tuple[Index, 
         n_prompt=np.concatenate(n_prompt).astype(np.int32),
         first_prompt=first_prompt[by_appearance].astype(np.int32),
         parts=np.array(parts, np.int32),
-        solution_starts=np.array(solution_starts),
-        prompt_starts=np.array(prompt_starts),
     )
     group = np.cumsum(first) - 1
     contradicted = int((~first & ~is_correct[order] & is_correct[order][first][group]).sum())
-    return index, len(key) - len(place) - contradicted, contradicted
+    return _Built(index, problems[by_appearance], len(key) - len(place) - contradicted, contradicted)
 
 
 def _count(index: Index) -> dict[str, int]:
