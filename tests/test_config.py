@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from wmtp_jax import config_reference
-from wmtp_jax.config import DataSamplingSettings, Environment
+from wmtp_jax.config import Environment
+from wmtp_jax.config_sampling import DataSamplingSettings
 from wmtp_jax.errors import UserError
 from wmtp_jax.settings_file import as_yaml, flatten, load_settings, production_preset
 

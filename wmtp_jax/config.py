@@ -1,49 +1,25 @@
 """The settings of a run, typed and checked. `wmtp_jax.settings_file` reads them.
 
-`configs/README.md` is generated from the descriptions here (``make schema``), and so is the JSON
-schema that editors use.
+`configs/README.md` is generated from the descriptions here and in `wmtp_jax.config_sampling` (``make schema``), and
+so is the JSON schema that editors use.
 """
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from wmtp_jax.config_sampling import DataSamplingSettings
+from wmtp_jax.config_types import DType, FilePath, Fraction, Part, Seed
 from wmtp_jax.errors import UserError
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.models.lora import PROJECTIONS, LoRAConfig
 
 
-def _without_zero_byte(path: Path) -> Path:
-    if "\0" in str(path):
-        raise ValueError("a path has no zero byte in it")
-    return path
-
-
-DType = Literal["float32", "bfloat16"]
-FilePath = Annotated[Path, Field(strict=False), AfterValidator(_without_zero_byte)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class ExperimentSettings(_Part):
+class ExperimentSettings(Part):
     """What the run is called."""
 
     name: str = Field(
@@ -61,7 +37,7 @@ class ExperimentSettings(_Part):
     )
 
 
-class ModelSettings(_Part):
+class ModelSettings(Part):
     """Which model is trained."""
 
     # Strict mode would refuse the mapping that becomes a `ModelConfig`.
@@ -104,7 +80,7 @@ class ModelSettings(_Part):
         return self
 
 
-class DatasetSettings(_Part):
+class DatasetSettings(Part):
     """Where the examples are and how they become rows of tokens."""
 
     path: FilePath = Field(description="Processed data set, as `python -m wmtp_jax.prepare` writes it.")
@@ -118,157 +94,7 @@ class DatasetSettings(_Part):
     )
 
 
-def _apart(bins: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    ranges = sorted(bins.values())
-    if any(low > high for low, high in ranges) or any(
-        before[1] >= after[0] for before, after in itertools.pairwise(ranges)
-    ):
-        raise ValueError("bins must be [first, last] ranges that do not overlap")
-    return bins
-
-
-def _check_weights(weights: dict[str, float], bins: dict[str, tuple[int, int]], what: str) -> None:
-    """Raises ValueError where the weights are not those of the bins; ``what`` names them, e.g. ``the phase ...``."""
-    if set(weights) != set(bins):
-        named = ", ".join(sorted(weights))
-        raise ValueError(f"{what} has weights for {named}; each bin needs one: {', '.join(sorted(bins))}")
-    if not any(weights.values()):
-        raise ValueError(f"{what} has no weight above 0")
-
-
-# Of the source's difficulty: first and last value of each bin.
-Bins = Annotated[
-    dict[str, Annotated[tuple[int, int], Field(strict=False)]], Field(min_length=1), AfterValidator(_apart)
-]
-Weights = dict[str, Annotated[float, Field(ge=0)]]
-_BINS = {"low": (1, 3), "medium": (4, 7), "high": (8, 11)}
-
-
-class DifficultySettings(_Part):
-    """How the examples are spread over difficulties."""
-
-    bins: Bins = Field(
-        _BINS, description="Bins of the source's difficulty, first and last value. What is in no bin is not drawn."
-    )
-    weights: Weights = Field(
-        description="Share of each bin in `n_samples`; rescaled to sum to 1. A bin of weight 0 is not drawn from."
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> DifficultySettings:
-        _check_weights(self.weights, self.bins, "data_sampling.difficulty")
-        return self
-
-
-class CurriculumPhase(_Part):
-    """A part of training and how often each bin of difficulty is drawn in it."""
-
-    until: float = Field(gt=0, le=1, description="Fraction of training done at which the phase ends.")
-    weights: Weights = Field(description="Share of each bin in the rows that are read; rescaled to sum to 1.")
-
-
-class CurriculumSettings(_Part):
-    """Easy problems first: which difficulties are drawn, by fraction of training done."""
-
-    bins: Bins = Field(
-        _BINS,
-        description="Bins of the source's difficulty, first and last value. What is in no bin is left out. With "
-        "`data_sampling.difficulty`: its bins.",
-    )
-    phases: tuple[CurriculumPhase, ...] = Field(
-        (
-            CurriculumPhase(until=0.3, weights={"low": 0.7, "medium": 0.3, "high": 0.0}),
-            CurriculumPhase(until=0.7, weights={"low": 0.3, "medium": 0.6, "high": 0.1}),
-            CurriculumPhase(until=1.0, weights={"low": 0.1, "medium": 0.5, "high": 0.4}),
-        ),
-        strict=False,
-        min_length=1,
-        description="Phases in order; the last one ends at 1.",
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> CurriculumSettings:
-        ends = [phase.until for phase in self.phases]
-        if ends != sorted(set(ends)) or ends[-1] != 1.0:
-            raise ValueError("data_sampling.curriculum.phases must have rising `until`, the last one 1.0")
-        for phase in self.phases:
-            _check_weights(phase.weights, self.bins, f"data_sampling.curriculum: the phase until {phase.until}")
-        return self
-
-
-class DataSamplingSettings(_Part):
-    """Which examples are used."""
-
-    n_samples: int | None = Field(
-        None, ge=1, description="Training examples, drawn without replacement. null: all there are."
-    )
-    method: Literal["correct", "balanced", "pairs"] | None = Field(
-        None,
-        description="`correct`: correct solutions alone. `balanced`: correct and incorrect ones of the same problems. "
-        "`pairs`: a correct and an incorrect one of the same problem, each solution once. null: what the stage needs "
-        "(`correct` for baseline, rho1 and reference; `balanced` for critic and verifiable; `pairs` for a pairwise "
-        "critic).",
-    )
-    correct_ratio: float = Field(0.5, gt=0, lt=1, description="`balanced`: share of correct solutions.")
-    max_pairs_per_problem: int | None = Field(None, ge=1, description="`pairs`: at most so many of one problem.")
-    length_balanced: bool = Field(
-        False,
-        description="`pairs`: only two solutions of about the same length (the same bin of `length_bin_tokens`) make "
-        "a pair, so that a critic cannot win by length.",
-    )
-    length_bin_tokens: int = Field(
-        64, ge=1, description="`length_balanced`: width of a bin, in tokens of the response (end of sequence included)."
-    )
-    difficulty: DifficultySettings | None = Field(
-        None,
-        description="Shares of difficulties in `n_samples`, which must be set: `bins` (default: low 1-3, medium 4-7, "
-        "high 8-11) and the `weights` of the bins, such as `{weights: {low: 0.3, medium: 0.5, high: 0.2}}`. Each kind "
-        "of solution, or the pairs, are drawn in these shares; a bin that runs short is filled up from the others, "
-        "which the table at the start and `samples.json` tell. Examples in no bin are not drawn. null: as they come.",
-    )
-    curriculum: CurriculumSettings | None = Field(
-        None,
-        description="Easy problems first: `bins` of difficulty, and the `weights` of the bins in each of the `phases`. "
-        "`{}` takes the defaults: low 1-3, medium 4-7, high 8-11; until 0.3 of the run .7/.3/0, until 0.7 .3/.6/.1, "
-        "then .1/.5/.4. Examples in no bin are not drawn. `difficulty` says which examples a run has, `curriculum` "
-        "when it reads them: where both are set, their bins are the same. null: any order.",
-    )
-    n_validation_samples: int | None = Field(
-        None, ge=1, description="Examples of the split `valid` that val/* is computed on. null: all."
-    )
-    seed: Seed = Field(42, description="Seed of the draw, of which examples share a row, and of the order of rows.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> DataSamplingSettings:
-        difficulty, curriculum = self.difficulty, self.curriculum
-        if difficulty is None:
-            return self
-        if self.n_samples is None:
-            raise ValueError(
-                "data_sampling.difficulty gives shares of data_sampling.n_samples, which is null; set it, or leave "
-                "data_sampling.difficulty out"
-            )
-        if curriculum is None:
-            return self
-        if difficulty.bins != curriculum.bins:
-            raise ValueError(
-                "data_sampling.difficulty.bins and data_sampling.curriculum.bins differ; where both are set, they must "
-                f"be the same: {_ranges(difficulty.bins)} and {_ranges(curriculum.bins)}"
-            )
-        for name, weight in difficulty.weights.items():
-            if not weight and any(phase.weights[name] for phase in curriculum.phases):
-                raise ValueError(
-                    f"data_sampling.difficulty.weights.{name} is 0, so no such example is drawn, but a phase of "
-                    "data_sampling.curriculum reads some; raise the one or set the other to 0"
-                )
-        return self
-
-
-def _ranges(bins: dict[str, tuple[int, int]]) -> str:
-    return ", ".join(f"{name} {low}-{high}" for name, (low, high) in bins.items())
-
-
-class TrainingSettings(_Part):
+class TrainingSettings(Part):
     """How long, how fast, in what portions."""
 
     batch_size: int = Field(ge=1, le=2**20, description="Rows a device reads at once.")
@@ -324,7 +150,7 @@ class TrainingSettings(_Part):
         return {True: "full", False: "none"}[value] if isinstance(value, bool) else value  # runs of older versions
 
 
-class CriticSettings(_Part):
+class CriticSettings(Part):
     """The value head: its form and its loss (stages `critic` and `verifiable`)."""
 
     value_head: Literal["linear", "sigmoid", "mlp"] = Field(
@@ -351,7 +177,7 @@ class CriticSettings(_Part):
     )
 
 
-class LoRASettings(_Part):
+class LoRASettings(Part):
     """Low-rank adapters (`training.train: lora`); what they stand beside is frozen."""
 
     rank: int = Field(64, ge=1, description="Inner width of an adapter.")
@@ -377,7 +203,7 @@ class LoRASettings(_Part):
         return LoRAConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
 
 
-class WeightingSettings(_Part):
+class WeightingSettings(Part):
     """How much each token counts (stages `verifiable` and `rho1`)."""
 
     scheme: Literal["uniform", "td", "rho1", "random_matched", "shuffled"] | None = Field(
@@ -430,7 +256,7 @@ class WeightingSettings(_Part):
         return self
 
 
-class CheckpointSettings(_Part):
+class CheckpointSettings(Part):
     """What is kept of a run."""
 
     save_dir: FilePath | None = Field(
@@ -452,7 +278,7 @@ class CheckpointSettings(_Part):
     )
 
 
-class MeshSettings(_Part):
+class MeshSettings(Part):
     """Sizes of the device mesh; -1 stands for the rest of the devices, on one axis at most."""
 
     data: int = Field(-1, ge=-1, description="Copies of the model, each reading other rows.")
@@ -470,7 +296,7 @@ class MeshSettings(_Part):
         return self.data, self.fsdp, self.tensor
 
 
-class RuntimeSettings(_Part):
+class RuntimeSettings(Part):
     """What the run runs on."""
 
     seed: Seed = Field(42, description="Seed of random weights and of everything random in a step.")
@@ -481,7 +307,7 @@ class RuntimeSettings(_Part):
     )
 
 
-class TrackingSettings(_Part):
+class TrackingSettings(Part):
     """Where metrics go beside metrics.jsonl."""
 
     mlflow: bool = Field(True, description="Log the run to MLflow.")
@@ -503,7 +329,7 @@ class TrackingSettings(_Part):
         return self
 
 
-class Settings(_Part):
+class Settings(Part):
     """All settings of a training run."""
 
     experiment: ExperimentSettings
