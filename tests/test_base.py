@@ -19,8 +19,8 @@ from wmtp_jax import complete, score, train
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import find_model
 from wmtp_jax.models import store
-from wmtp_jax.training.checkpoints import saved_steps
-from wmtp_jax.training.run_directory import SETTINGS_FILE
+from wmtp_jax.training.manifest import SETTINGS_FILE
+from wmtp_jax.training.saved import saved_steps
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12))
 LORA = ("training.train=lora", "lora={rank: 2, alpha: 4, dropout: 0.1}", "checkpoint.save_every_steps=2")

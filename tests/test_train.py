@@ -17,7 +17,7 @@ from wmtp_jax.data.tokenize import train_tokenizer
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training import loop
-from wmtp_jax.training.checkpoints import saved_steps
+from wmtp_jax.training.saved import saved_steps
 from wmtp_jax.training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +118,7 @@ def test_another_mesh_gives_the_same_run(whole, train_command, tmp_path: Path):
     train_command(tmp_path / "run", *LONG, "training.max_steps=20")
     train_command(tmp_path / "run", *LONG, "training.max_steps=30", "runtime.mesh={data: 2, fsdp: 2, tensor: 1}")
     fewer_readers = (*LONG, "runtime.mesh={data: 1, fsdp: 1, tensor: 4}")
-    with pytest.raises(UserError, match=r"rows per step .*: 8 there, 2 now"):
+    with pytest.raises(UserError, match=r"rows_per_step .*: 8 there, 2 now"):
         train_command(tmp_path / "run", *fewer_readers)
     train_command(tmp_path / "run", *fewer_readers, "training.gradient_accumulation_steps=8")
     for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
@@ -173,7 +173,7 @@ def test_a_run_directory_of_other_settings_is_refused(whole, train_command, chan
 
 
 def test_a_run_directory_of_other_data_is_refused(whole, train_command, changed_data: Path):
-    with pytest.raises(UserError, match="data fingerprint"):
+    with pytest.raises(UserError, match="data_fingerprint"):
         train_command(whole[0], *LONG, f"dataset.path={changed_data}")
 
 
@@ -276,7 +276,7 @@ def test_a_loss_that_is_no_number_stops_the_run(train_command, tmp_path: Path):
 
 def test_damaged_run_directories(whole, train_command, tmp_path: Path):
     shutil.copytree(whole[0], tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/37/metrics")  # a step that is not whole is no step
+    shutil.rmtree(tmp_path / "run/checkpoints/37/params")  # a step that is not whole is no step
     assert saved_steps(tmp_path / "run") == [20, 30]
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     lines[3] = "{"

@@ -272,9 +272,17 @@ class CheckpointSettings(Part):
         ge=1,
         description="Validate and save every so many updates; takes the place of the epochs' rule.",
     )
+    save_every_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Save (without validating) when so many minutes have passed since the last save, beside the rules "
+        "above: what a machine that is lost without a warning costs at most. Of these the newest alone is kept.",
+    )
     save_best: bool = Field(True, description="Keep the step with the lowest val/loss whatever its age.")
     save_total_limit: int | None = Field(
-        3, ge=1, description="Newest checkpoints that are kept, beside the best. null: all."
+        3,
+        ge=1,
+        description="Newest validated checkpoints that are kept, beside the best and the newest of all. null: all.",
     )
 
 

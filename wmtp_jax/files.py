@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from wmtp_jax.console import err
 from wmtp_jax.errors import Failure, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_JOB_FILE, _WRITING = "job.json", ".writing"
+_JOB_FILE, WRITING = "job.json", ".writing"
 
 
 @contextlib.contextmanager
@@ -128,7 +129,7 @@ def open_job(folder: Path, job: dict[str, Any], *, overwrite: bool) -> Iterator[
     note = folder / _JOB_FILE
     with contextlib.ExitStack() as stack:
         try:
-            begun = {note.with_suffix(_WRITING)}
+            begun = {note.with_suffix(WRITING)}
             if folder.exists() and (not folder.is_dir() or (set(folder.iterdir()) - begun and not note.is_file())):
                 raise UserError(f"{folder}: is in the way and nothing of ours; remove it or name another destination")
             folder.mkdir(parents=True, exist_ok=True)
@@ -156,8 +157,72 @@ def open_job(folder: Path, job: dict[str, Any], *, overwrite: bool) -> Iterator[
 
 
 def _write_job(note: Path, job: dict[str, Any]) -> None:
-    note.with_suffix(_WRITING).write_text(json.dumps(job))
-    note.with_suffix(_WRITING).replace(note)
+    write_whole(note, json.dumps(job))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there as it was or as it shall be, whatever happens meanwhile. Raises OSError."""
+    writing = path.with_suffix(WRITING)
+    try:
+        with writing.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        writing.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            writing.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def lock_run(directory: Path) -> Iterator[None]:
+    """Makes a run directory if there is none, and holds its lock; one that has stayed empty goes again.
+
+    Raises:
+      UserError: another process is at work in it, or it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(directory))
+        except BlockingIOError as error:
+            raise UserError(
+                f"{directory}: another process is at work on this run; wait for it, or stop it (kill -TERM: it saves "
+                "first), or name another checkpoint.save_dir"
+            ) from error
+        except OSError as error:
+            if not directory.is_dir():
+                raise UserError(f"{directory}: cannot be made ({error.strerror}); see checkpoint.save_dir") from error
+            err.print(f"{directory}: cannot be locked; start no second process on it", highlight=False, soft_wrap=True)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # it holds a run
+                directory.rmdir()
+
+
+def check_writable(directory: Path, setting: str) -> None:
+    """Writes and removes a small file in ``directory``, or in the nearest folder above it that exists.
+
+    Raises:
+      UserError: it cannot be written there: a volume is read-only, full or away, or there is no right to.
+    """
+    nearest = directory
+    try:
+        nearest = next(
+            path for path in (directory, *directory.absolute().parents) if path.exists() or path.is_symlink()
+        )
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        away = f" ({nearest} leads to {os.readlink(nearest)}, which is not there)" if os.path.islink(nearest) else ""
+        raise UserError(
+            f"{directory}: cannot be written: {error.strerror or error}{away}. Is the volume there, writable, and not "
+            f"full? See {setting}"
+        ) from error
 
 
 def _read_job(note: Path) -> dict[str, Any] | None:

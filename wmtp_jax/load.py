@@ -30,7 +30,7 @@ from wmtp_jax.models.lora import LoRAConfig, merge
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import parameter_shardings, place
-from wmtp_jax.training.checkpoints import CHECKPOINTS_FOLDER, best_step, saved_steps, step_directory
+from wmtp_jax.training.saved import CHECKPOINTS_FOLDER, best_step, check_step, saved_steps, step_directory
 
 
 class ModelSource(NamedTuple):
@@ -67,7 +67,8 @@ def find_model(path: Path | str) -> ModelSource:
     """Looks at ``path`` and says what is there; no weight is read.
 
     Args:
-      path: a model directory; a run directory (its best step), ``RUN@latest``, ``RUN@<step>``; or a
+      path: a model directory; a run directory (its best step, the latest if none is validated), ``RUN@latest``,
+        ``RUN@<step>``; or a
         foreign checkpoint: Meta's multi-token-prediction layout, LlamaForCausalLM, Starling-RM.
 
     Raises:
@@ -173,6 +174,8 @@ def load_params(source: ModelSource, shapes: Any, mesh: Mesh) -> Any:
     Raises:
       UserError: the weights are damaged or of other shapes, or a base has changed.
     """
+    if source.directory.parent.name == CHECKPOINTS_FOLDER:
+        check_step(source.directory)
     if source.foreign:
         # All of it in memory, twice while blocks are stacked: a large model is imported first, and read from there.
         tensors = {name: tensor.read() for name, tensor in source.foreign.tensors.items()}
@@ -261,8 +264,7 @@ def _choose_step(run_directory: Path, wanted: str) -> int:
         raise UserError(f"{run_directory}: the run has not saved a checkpoint yet")
     if wanted in ("", "best"):
         best = best_step(run_directory)
-        assert best is not None
-        return best
+        return steps[-1] if best is None else best
     if wanted == "latest":
         return steps[-1]
     if wanted.isdigit() and int(wanted) in steps:

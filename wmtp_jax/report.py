@@ -72,21 +72,19 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _read(directory: Path) -> dict[str, Any] | None:
     """Figures of one run; None, and a line that says so, where it has no checkpoint yet."""
-    from wmtp_jax.training.checkpoints import Checkpoints, best_step, saved_steps
-    from wmtp_jax.training.run_directory import RUN_FILE
+    from wmtp_jax.training.manifest import RUN_FILE
+    from wmtp_jax.training.saved import best_step, saved_steps, step_metrics
     from wmtp_jax.training.tracking import read_metrics
 
     try:
         stage = json.loads((directory / RUN_FILE).read_text())["stage"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory}: not a run directory (no readable {RUN_FILE})") from error
-    if not saved_steps(directory):
-        err.print(f"{directory}: the run has not saved a checkpoint yet", highlight=False, soft_wrap=True)
-        return None
     best = best_step(directory)
-    assert best is not None
-    with Checkpoints(directory, read_only=True) as checkpoints:
-        validation = checkpoints.metrics(best)
+    if best is None:
+        err.print(f"{directory}: the run has not saved a validated checkpoint yet", highlight=False, soft_wrap=True)
+        return None
+    validation = step_metrics(directory, best)
     updates = [line for line in read_metrics(directory) if "train/loss" in line]
     last = updates[-max(len(updates) // 10, 1) :]
     weights = {

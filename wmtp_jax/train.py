@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from wmtp_jax.settings_file import as_yaml, load_settings, production_preset
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from wmtp_jax.interruption import Interruption
     from wmtp_jax.training.stages import Stage
 
 EPILOG = """examples:
@@ -25,16 +28,38 @@ EPILOG = """examples:
   python -m wmtp_jax.train --stage baseline --config configs/baseline/micro.yaml \\
       --override training.max_steps=20 --override checkpoint.save_dir=runs/short
 
-The same command again continues from the latest checkpoint, or says that the run is finished.
+The same command again continues from the latest checkpoint, or says that the run is finished. SIGTERM or Ctrl-C: the
+running step is finished and saved first; a second one ends the run at once.
 configs/README.md explains every setting."""
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
+    from wmtp_jax.interruption import Interrupted, Interruption
     from wmtp_jax.parallel.distributed import is_first
-    from wmtp_jax.processes import agreed, join_processes
+    from wmtp_jax.processes import join_processes
 
     join_processes()
+    with Interruption() as interruption:
+        try:
+            figures = _run(args, interruption)
+        except Interrupted:
+            figures = {"stopped_by": interruption.requested}
+            err.print("nothing was lost: no step was being trained", highlight=False)
+    if args.json and is_first():
+        print_json(figures)
+    elif not args.json and "steps" in figures:
+        _show_summary(figures)
+    if figures.get("stopped_by"):
+        command = shlex.join(["python", "-m", "wmtp_jax.train", *(sys.argv[1:] if argv is None else argv)])
+        err.print(f"resume with: {command}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _run(args: argparse.Namespace, interruption: Interruption) -> dict[str, Any]:
+    """Trains, or shows what would be trained; returns the figures."""
+    from wmtp_jax.processes import agreed
+
     with agreed("checking what is asked for"):
         from wmtp_jax.training.stages import find_stage
 
@@ -42,22 +67,15 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_settings(args.config or production_preset(stage.name), args.override)
         _use_compilation_cache(settings)
         if args.dry_run:
-            figures = _dry_run(stage, settings, err if args.json else out)
-        else:
-            from wmtp_jax.training.loop import fit
-            from wmtp_jax.training.run import build_run, resolve_mesh
+            return _dry_run(stage, settings, err if args.json else out)
+        from wmtp_jax.training.loop import fit
+        from wmtp_jax.training.run import build_run, resolve_mesh
 
-            resolve_mesh(settings)  # before anything long: most mistakes with devices are seen at once
-            run = build_run(stage, settings)
-    if not args.dry_run:
-        err.print(sample_table(run.samples))
-        err.print(f"they fill {run.train.fill:.1%} of {len(run.train):,} rows in training", highlight=False)
-        figures = fit(run)
-    if args.json and is_first():
-        print_json(figures)
-    elif not args.json and not args.dry_run:
-        _show_summary(figures)
-    return 0
+        resolve_mesh(settings)  # before anything long: most mistakes with devices are seen at once
+        run = build_run(stage, settings)
+    err.print(sample_table(run.samples))
+    err.print(f"they fill {run.train.fill:.1%} of {len(run.train):,} rows in training", highlight=False)
+    return fit(run, interruption=interruption, allow_changed=args.allow_changed)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -75,6 +93,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         default=[],
         metavar="a.b=value",
         help="change one setting; may be given again and again",
+    )
+    parser.add_argument(
+        "--allow-changed",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="go on with a run though this setting or fingerprint is another than it was; may be given again and again",
     )
     parser.add_argument("--dry-run", action="store_true", help="print settings, sizes and steps, and stop")
     parser.add_argument("--json", action="store_true", help="figures as one JSON object on standard output")
@@ -147,7 +172,7 @@ def _show_summary(figures: dict[str, Any]) -> None:
         ]
         title = f"Validation loss (nats a token), step {figures['best_step']}"
         out.print(table(title, ["", "model", "unigram"], heads))
-    else:
+    elif validation:
         named = {
             "val/pairwise_accuracy": "pairs in the right order (0.5 is chance)",
             "val/explained_variance": "explained variance",
@@ -156,10 +181,14 @@ def _show_summary(figures: dict[str, Any]) -> None:
         values = [[text, f"{validation[name]:.4f}"] for name, text in named.items() if name in validation]
         out.print(table(f"Critic on validation problems, step {figures['best_step']}", ["", ""], values))
     speed = figures["tokens_per_second"]
+
+    def loss(name: str, note: str = "") -> str:
+        return "not validated yet" if figures[name] is None else f"{figures[name]:.4f}{note}"
+
     rows = [
         ["steps", f"{figures['steps']:,}"],
-        ["val/loss, last step", f"{figures['val/loss']:.4f}"],
-        ["val/loss, best step", f"{figures['best_val/loss']:.4f} (step {figures['best_step']})"],
+        ["val/loss, last step", loss("val/loss")],
+        ["val/loss, best step", loss("best_val/loss", f" (step {figures['best_step']})")],
         ["real tokens trained on", f"{figures['tokens_trained']:,}"],
         ["real tokens per second", f"{speed:,.0f}" if speed else "-"],
         ["samples left out (too long)", f"{figures['left_out_too_long']:,}"],

@@ -29,8 +29,8 @@ from wmtp_jax.parallel.distributed import Cluster, find_cluster, gather_processe
 from wmtp_jax.parallel.mesh import resolve_shape
 from wmtp_jax.processes import agreed
 from wmtp_jax.settings_file import load_settings
-from wmtp_jax.training.checkpoints import saved_steps
 from wmtp_jax.training.run_directory import check_alike, check_shared
+from wmtp_jax.training.saved import saved_steps
 from wmtp_jax.training.tracking import read_metrics
 
 MESH = ("runtime.mesh={data: 2, fsdp: 2, tensor: 1}", "checkpoint.save_every_steps=3", "training.n_epochs=20")

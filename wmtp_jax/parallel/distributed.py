@@ -136,7 +136,7 @@ def start(cluster: Cluster) -> None:
         gather_processes(cluster, timeout, bind)
     else:
         reach_coordinator(cluster, timeout)
-    # SIGTERM ends the process, as it does without jax.distributed: a run continues from its checkpoint.
+    # Signals are the business of `wmtp_jax.interruption`, for one process and for several.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         cluster.coordinator,
@@ -263,6 +263,45 @@ def exchange(value: Any, wait_s: float = 86_400.0) -> list[Any]:
         raise TimeoutError(f"the other processes have not come within {wait_s:g} s") from error
     said = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(f"{folder}/")}
     return [json.loads(said[process]) for process in range(state.num_processes)]
+
+
+class Meeting:
+    """Has all processes do something after the same step, though any of them may ask for it while they train.
+
+    A process may be two steps ahead of another: it starts step s when it has the figures of step s - 2, which took all
+    of them. So what one asks for happens three steps on, when all have heard of it. One process alone does not wait.
+
+    Args:
+      name: of what is asked for; another for each purpose.
+    """
+
+    _AHEAD = 3
+
+    def __init__(self, name: str):
+        self._name, self._held = name, 0
+        self._step: int | None = None
+
+    def ask(self, step: int) -> None:
+        """Asks for it; ``step`` is the last that this process has started. The first who asks is heard."""
+        if not is_several():
+            self._step = step
+            return
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
+            _state().client.key_value_set(self._key, str(step + self._AHEAD))
+
+    def due(self, step: int) -> bool:
+        """Whether it is to be done now; called once after the start of every step, which ``step`` is."""
+        if is_several() and self._step is None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has asked
+                self._step = int(_state().client.key_value_try_get(self._key))
+        if self._step is None or step < self._step:
+            return False
+        self._step, self._held = None, self._held + 1
+        return True
+
+    @property
+    def _key(self) -> str:
+        return f"wmtp_jax/meeting/{self._name}/{self._held}"
 
 
 def _state() -> Any:

@@ -1,91 +1,73 @@
-"""Checkpoints of a run, by Orbax: ``<run directory>/checkpoints/<step>/``.
+"""Saving and restoring the state of a run, by Orbax: ``<run directory>/checkpoints/<step>/``.
 
 A step holds ``params`` and ``adapter`` (as in a model directory; on a frozen base only what is trained),
-``optimizer`` (its state and all else that changes from step to step) and ``progress`` (JSON: tokens and seconds so
-far); Orbax keeps the validation metrics beside them. The order of the data and all randomness follow from the
-settings and the step, so a resume needs nothing else.
+``optimizer`` (its state and all else that changes from step to step), ``progress`` (JSON: tokens and seconds so far)
+and, where it was validated, ``metrics``. The order of the data and all randomness follow from the settings and the
+step, so a resume needs nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
+from wmtp_jax.console import err
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.models.lora import ADAPTER
 from wmtp_jax.models.store import ADAPTER_FOLDER, PARAMS_FOLDER, save_args
+from wmtp_jax.parallel.distributed import is_first
+from wmtp_jax.training.saved import (
+    CHECKPOINTS_FOLDER,
+    METRICS_ITEM,
+    PROGRESS_ITEM,
+    remove_old_steps,
+    remove_unfinished,
+    step_directory,
+    write_checksums,
+)
 from wmtp_jax.training.step import TrainState, join_params, split_params
 
-CHECKPOINTS_FOLDER = "checkpoints"
-NEEDED_FILE = "needed_steps.json"  # in a run directory: steps that other runs rest on
-_METRIC = "val/loss"
+_OPTIMIZER_ITEM = "optimizer"
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at WARNING
-
-
-def saved_steps(run_directory: Path) -> list[int]:
-    """Steps that are completely written, ascending."""
-    folder = run_directory / CHECKPOINTS_FOLDER
-    # The metadata file is written last; a folder without it is the rest of an interrupted save.
-    return sorted(
-        int(path.parent.name)
-        for path in folder.glob("*/_CHECKPOINT_METADATA")
-        if path.parent.name.isdigit()
-        and (path.parent / "metrics").is_dir()
-        and any((path.parent / item).is_dir() for item in (PARAMS_FOLDER, ADAPTER_FOLDER))
-    )
+# Orbax narrates every save at WARNING, and prints the traceback of a failed one a dozen times, which we report.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-def best_step(run_directory: Path) -> int | None:
-    """The saved step with the lowest val/loss, the earlier of equals; None if nothing is saved."""
-    with Checkpoints(run_directory, read_only=True) as checkpoints:
-        losses = {step: checkpoints.metrics(step)[_METRIC] for step in saved_steps(run_directory)}
-    return min(losses, key=lambda step: (losses[step], step)) if losses else None
+class SaveFailure(NamedTuple):
+    """A save that did not work.
 
-
-def step_directory(run_directory: Path, step: int) -> Path:
-    """The folder of a step; it has ``params/`` and ``adapter/`` as a model directory has."""
-    return run_directory / CHECKPOINTS_FOLDER / str(step)
-
-
-def keep_step(step_folder: Path) -> None:
-    """Has the run that a step belongs to keep it whatever ``checkpoint.save_total_limit`` says: another rests on it.
-
-    Raises:
-      OSError: it cannot be written there.
+    Attributes:
+      step: what was to be saved.
+      reason: for people.
     """
-    run_directory, step = step_folder.parent.parent, int(step_folder.name)
-    steps = sorted({*_needed_steps(run_directory), step})
-    (run_directory / NEEDED_FILE).write_text(json.dumps(steps) + "\n")
 
-
-def _needed_steps(run_directory: Path) -> list[int]:
-    path = run_directory / NEEDED_FILE
-    try:
-        return [int(step) for step in json.loads(path.read_text())]
-    except FileNotFoundError:
-        return []
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: is damaged ({error}); it lists the steps that other runs rest on, as [3, 8]"
-        ) from error
+    step: int
+    reason: str
 
 
 class Checkpoints:
-    """Saves and restores steps of one run. Use as a context: leaving it waits for saves in flight.
+    """Saves and restores steps of one run. Use as a context: leaving it waits for the save in flight.
+
+    Saving goes on behind the training loop; what fails there is told by `failure`, and training may go on.
 
     Args:
       run_directory: the run.
-      save_best: never delete the step with the lowest val/loss.
-      keep: newest steps that are kept beside it; None for all.
+      save_best: never remove the step with the lowest val/loss.
+      keep: newest validated steps that are kept beside it; None for all.
       holds: the parameters that a step holds, by their dotted names; None: all. The others are those of a base.
-      read_only: only look.
+
+    Attributes:
+      seconds: what the finished saves took from their beginning to their commit.
+      stalled: how long the loop has waited meanwhile.
     """
 
     def __init__(
@@ -95,46 +77,107 @@ class Checkpoints:
         save_best: bool = True,
         keep: int | None = None,
         holds: Callable[[str], bool] | None = None,
-        read_only: bool = False,
     ):
-        policies: list[Any] = [
-            checkpoint_managers.LatestN(keep),
-            checkpoint_managers.CustomSteps(_needed_steps(run_directory)),
-        ]
-        if save_best:
-            # Not Orbax's own best_fn + max_to_keep: that deletes the newest step when its metric is bad.
-            policies.append(
-                checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1)
-            )
+        self.seconds = self.stalled = 0.0
         self._run_directory, self._holds = run_directory, holds
-        self._manager = ocp.CheckpointManager(
-            (run_directory / CHECKPOINTS_FOLDER).resolve(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics[_METRIC],
-                best_mode="min",
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
+        self._keep, self._save_best = keep, save_best
+        self._failure: SaveFailure | None = None
+        self._settling: threading.Thread | None = None
+        items = (PARAMS_FOLDER, ADAPTER_FOLDER, _OPTIMIZER_ITEM, PROGRESS_ITEM)
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(*items, **{METRICS_ITEM: ocp.JsonCheckpointHandler(filename=METRICS_ITEM)}),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._before_commit),
         )
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self.wait()
+        self._checkpointer.close()
 
-    def save(self, state: TrainState, metrics: dict[str, float], progress: dict[str, Any]) -> None:
-        """Starts saving; the arrays are copied before this returns, the writing goes on behind."""
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is in flight."""
+        return self._settling is not None and self._settling.is_alive()
+
+    def wait(self) -> None:
+        """Waits for the save in flight."""
+        if self._settling is not None:
+            self._settling.join()
+
+    def failure(self) -> SaveFailure | None:
+        """The save that has failed since this was asked last."""
+        failure, self._failure = self._failure, None
+        return failure
+
+    def warn_of_space(self, state: TrainState) -> None:
+        """Tells where the disk has less room than one step takes: nothing is lost yet, and it can be made."""
+        leaves = jax.tree.leaves([self._weights(state.params), _beside_params(state)])
+        needed, free = sum(leaf.nbytes for leaf in leaves), shutil.disk_usage(self._run_directory).free
+        if free < needed:
+            err.print(
+                f"[yellow]{self._run_directory}:[/] a checkpoint takes up to {needed / 1e9:,.1f} GB, and "
+                f"{free / 1e9:,.1f} GB are free; saving will fail until there is room",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None, progress: dict[str, Any]) -> None:
+        """Starts saving; the arrays are copied before this returns, the writing goes on behind.
+
+        Args:
+          state: what is saved, as the step it has come to.
+          metrics: of its validation; None where it was not validated.
+          progress: totals of the run.
+        """
+        started = time.perf_counter()
+        self.wait()
+        step = int(state.step)
         items = {
             name: ocp.args.StandardSave(tree, save_args=save_args(tree))
             for name, tree in self._weights(state.params).items()
         }
-        items["optimizer"] = ocp.args.StandardSave(_beside_params(state))
-        args = ocp.args.Composite(**items, progress=ocp.args.JsonSave(progress))
-        self._manager.save(int(state.step), args=args, metrics=metrics)
+        items[_OPTIMIZER_ITEM] = ocp.args.StandardSave(_beside_params(state))
+        items[PROGRESS_ITEM] = ocp.args.JsonSave(progress)
+        if metrics is not None:
+            items[METRICS_ITEM] = ocp.args.JsonSave(metrics)
+        self._step = step
+        try:
+            folder = step_directory(self._run_directory, step)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._checkpointer.save(folder.resolve(), args=ocp.args.Composite(**items))
+        except Exception as error:  # as in `_settle`
+            self._fail(error)
+            return
+        self._settling = threading.Thread(target=self._settle, args=(started,), name="saving")
+        self._settling.start()
+        self.stalled += time.perf_counter() - started
+
+    def _before_commit(self) -> None:
+        """Called by Orbax in process 0 when all of a step is written, before it gets its name."""
+        folder = self._run_directory / CHECKPOINTS_FOLDER
+        (written,) = folder.glob(f"{self._step}.orbax-checkpoint-tmp*")
+        write_checksums(written)
+
+    def _settle(self, started: float) -> None:
+        """Waits for the commit; then older steps may go. Runs in a thread of its own."""
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception as error:  # Orbax and tensorstore raise many kinds; none of them ends the training
+            self._fail(error)
+            return
+        self.seconds += time.perf_counter() - started
+        try:
+            if is_first():
+                remove_old_steps(self._run_directory, keep=self._keep, save_best=self._save_best)
+        except (OSError, UserError) as error:
+            err.print(f"older steps are not removed: {error}", highlight=False, soft_wrap=True)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = SaveFailure(self._step, _reason(error))
+        if is_first():
+            remove_unfinished(self._run_directory, self._step)  # gives its space back
 
     def restore(self, step: int, target: TrainState, base: Any) -> tuple[TrainState, dict[str, Any]]:
         """Reads a step.
@@ -145,34 +188,26 @@ class Checkpoints:
           base: parameters, of which those are taken that a step does not hold; an empty dict where it holds all.
 
         Raises:
-          Failure: the step is damaged.
+          Failure: it cannot be read, or does not fit.
         """
         items = {
             **{name: ocp.args.StandardRestore(tree) for name, tree in self._weights(target.params).items()},
-            "optimizer": ocp.args.StandardRestore(_beside_params(target)),
-            "progress": ocp.args.JsonRestore(),
+            _OPTIMIZER_ITEM: ocp.args.StandardRestore(_beside_params(target)),
+            PROGRESS_ITEM: ocp.args.JsonRestore(),
         }
+        folder = step_directory(self._run_directory, step)
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._checkpointer.restore(folder.resolve(), args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax raises many kinds; the remedy is the same for all
-            folder = step_directory(self._run_directory, step)
             raise Failure(
-                f"{folder}: this checkpoint cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}). "
-                "Move it away to continue from the checkpoint before it."
+                f"{folder}: this checkpoint cannot be read, though its files are as they were written "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}). Move it away to continue from the checkpoint "
+                "before it."
             ) from error
         params = restored[PARAMS_FOLDER] if PARAMS_FOLDER in items else {}
         if ADAPTER in target.params:
             params = {**params, ADAPTER: restored[ADAPTER_FOLDER]}
-        return TrainState(params=join_params(params, base), **restored["optimizer"]), restored["progress"]
-
-    def progress(self, step: int) -> dict[str, Any]:
-        """Tokens and seconds up to a saved step."""
-        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        return dict(self._manager.restore(step, args=args)["progress"])
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """Validation metrics of a saved step."""
-        return dict(self._manager.metrics(step))
+        return TrainState(params=join_params(params, base), **restored[_OPTIMIZER_ITEM]), restored[PROGRESS_ITEM]
 
     def _weights(self, params: Any) -> dict[str, Any]:
         """The items that hold the weights, by their folders, as in a model directory."""
@@ -186,3 +221,15 @@ class Checkpoints:
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "params"}
+
+
+def _reason(error: Exception) -> str:
+    """Why a save has failed, for people: tensorstore's messages end with the system's words."""
+    text = str(error)
+    for sign in ("No space left on device", "Disk quota exceeded", "File too large"):
+        if sign in text:
+            return f"the disk is full: {sign}"
+    for sign in ("Read-only file system", "Permission denied", "Input/output error", "Stale file handle"):
+        if sign in text:
+            return sign
+    return f"{type(error).__name__}: {(text.splitlines() or [''])[0][:300]}"

@@ -6,6 +6,8 @@ import contextlib
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,24 +19,40 @@ from wmtp_jax.console import Steps, err
 from wmtp_jax.data.batches import Batch, training_batches, validation_batches
 from wmtp_jax.data.pack import Rows
 from wmtp_jax.errors import Failure
+from wmtp_jax.files import lock_run
+from wmtp_jax.interruption import Interruption
 from wmtp_jax.load import load_params
-from wmtp_jax.parallel.distributed import exchange, is_first, is_several
+from wmtp_jax.parallel.distributed import Meeting, exchange, is_first, is_several
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import place_rows
 from wmtp_jax.processes import agreed
-from wmtp_jax.training.checkpoints import CHECKPOINTS_FOLDER, Checkpoints, best_step, keep_step, saved_steps
+from wmtp_jax.training.checkpoints import Checkpoints
 from wmtp_jax.training.initial import find_base, initial_params
+from wmtp_jax.training.manifest import Session, rename_base, session, write_run_files
 from wmtp_jax.training.program import make_program
 from wmtp_jax.training.records import Records
 from wmtp_jax.training.run import Run
 from wmtp_jax.training.run_directory import (
+    Changes,
     check_alike,
     check_directory,
     check_shared,
-    rename_base,
+    find_changes,
     run_facts,
-    write_run_files,
 )
+from wmtp_jax.training.saved import (
+    CHECKPOINTS_FOLDER,
+    VALIDATION_LOSS,
+    add_metrics,
+    best_step,
+    keep_step,
+    latest_sound_step,
+    remove_unfinished,
+    saved_steps,
+    step_metrics,
+    step_progress,
+)
+from wmtp_jax.training.saving import SaveClock
 from wmtp_jax.training.step import TrainState
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun
 from wmtp_jax.training.validation import critic_metrics, unigram_cross_entropy, validation_metrics
@@ -42,73 +60,114 @@ from wmtp_jax.training.validation import critic_metrics, unigram_cross_entropy, 
 _PATIENCE = 30.0  # seconds; the others stand in the middle of a step, and may never come
 
 
-def fit(run: Run) -> dict[str, Any]:
-    """Trains a run to its last step, from its latest checkpoint if it has one.
+def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Collection[str] = ()) -> dict[str, Any]:
+    """Trains a run to its last step, from its latest sound checkpoint if it has one.
+
+    Args:
+      run: what is trained.
+      interruption: what signals ask for: then the run saves after the running step, and stops.
+      allow_changed: names of settings and fingerprints that may be other than those of the run so far.
 
     Returns:
-      Figures for the summary: steps, losses, throughput, paths.
+      Figures for the summary: steps, losses, throughput, paths; ``stopped_by`` names the signal that has ended it.
 
     Raises:
-      UserError: the run directory belongs to another run, the mesh does not fit the devices, or the processes do not
-        do the same.
-      Failure: the loss is no longer a finite number.
+      UserError: the run directory belongs to another run or cannot be written, another process is at work in it,
+        the mesh does not fit the devices, or the processes do not do the same.
+      Failure: the loss is no longer a finite number, or the last step could not be saved.
     """
     started = time.perf_counter()
-    settings, last_step = run.settings, run.schedule.last_step
-    assert last_step is not None  # the data set is at hand
-    mesh = make_mesh(settings.runtime.mesh.shape)
-    with agreed("looking at the run directory"):
-        saved = check_directory(run)
-    if is_several():
-        facts = exchange(run_facts(run, saved))
-        with agreed("comparing what the processes are to do"):
-            check_alike(run, facts)
+    interruption = interruption or Interruption()
+    with contextlib.ExitStack() as stack:
+        with agreed("looking at the run directory"):
+            check_directory(run, allow_changed)
+            if is_first():
+                stack.enter_context(lock_run(run.directory))
+            before, changes = find_changes(run, allow_changed)
+            if is_first():
+                remove_unfinished(run.directory)
+                latest_sound_step(run.directory)
+        saved = saved_steps(run.directory)
+        if is_several():
+            facts = exchange(run_facts(run, saved))
+            with agreed("comparing what the processes are to do"):
+                check_alike(run, facts)
+        first_step = last_step = saved[-1] if saved else 0
+        if _is_done(run, first_step):
+            err.print(f"{run.directory} is finished: step {first_step} of {_end(run)}", highlight=False, soft_wrap=True)
+        else:
+            last_step = _continue(run, saved, before, changes, interruption)
+    return {
+        **_figures(run, last_step),
+        "first_step": first_step,
+        "seconds": time.perf_counter() - started,
+        "stopped_by": None if _is_done(run, last_step) else interruption.requested,
+    }
+
+
+def _end(run: Run) -> int:
+    assert run.schedule.last_step is not None  # the data set is at hand
+    return run.schedule.last_step
+
+
+def _is_done(run: Run, step: int) -> bool:
+    """Whether a run that has come to ``step`` has nothing left to do."""
+    return step >= _end(run) and not _owes_validation(run, step)
+
+
+def _owes_validation(run: Run, step: int) -> bool:
+    """Whether a signal has stopped the run at a step that was to be validated, before it was."""
+    return step in run.schedule.save_steps and not step_metrics(run.directory, step)
+
+
+def _continue(
+    run: Run, saved: list[int], before: dict[str, Any] | None, changes: Changes, interruption: Interruption
+) -> int:
+    """Trains from the latest of the ``saved`` steps on; returns the step it has come to."""
     first_step = saved[-1] if saved else 0
-    if first_step >= last_step:
-        err.print(f"{run.directory} is finished: step {first_step} of {last_step}", highlight=False, soft_wrap=True)
-    else:
-        with jax.set_mesh(mesh):
-            with agreed("making the model", wait_s=_PATIENCE):
-                base = find_base(run, resumed=bool(saved))
-                trainer = _Trainer(run, mesh)
-                # A fresh state first: a damaged model must not leave a run directory behind.
-                state = None if saved else trainer.fresh_state()
+    mesh = make_mesh(run.settings.runtime.mesh.shape)
+    with jax.set_mesh(mesh):
+        with agreed("making the model", wait_s=_PATIENCE):
+            base = find_base(run, resumed=bool(saved))
+            trainer = _Trainer(run, mesh)
+            # A fresh state first: a damaged model must not leave a run directory behind.
+            state = None if saved else trainer.fresh_state()
+        with contextlib.ExitStack() as stack:
             with agreed("writing the run directory"):
-                if not saved and is_first():
-                    write_run_files(run, base)
-                    if base is not None:
-                        _keep_base(run)
-                elif base is not None and is_first():
-                    rename_base(run.directory, base)
+                if is_first():
+                    if not saved:
+                        write_run_files(run, base, before)
+                        if base is not None:
+                            _keep_base(run)
+                    elif base is not None:
+                        rename_base(run.directory, base)
+                    this = stack.enter_context(session(run, first_step, changes))
+                else:
+                    this = Session(first_step)
             with agreed("looking into the run directory"):
                 check_shared(run)
-            try:
-                with agreed("training", wait_s=_PATIENCE):
-                    _train(run, trainer, state, first_step, frozen=base is not None)
-            except KeyboardInterrupt:
-                saved = saved_steps(run.directory)
-                place = f"step {saved[-1]}" if saved else "the beginning (no checkpoint was due yet)"
-                err.print(f"the same command continues from {place}", highlight=False)
-                raise
-    final_step, best = max(first_step, last_step), best_step(run.directory)
-    assert best is not None
-    with Checkpoints(run.directory, read_only=True) as checkpoints:
-        validation, final = checkpoints.metrics(best), checkpoints.metrics(final_step)
-        progress = checkpoints.progress(final_step)
+            with agreed("training", wait_s=_PATIENCE):
+                _train(run, trainer, state, this, interruption, frozen=base is not None)
+            return this.last_step
+
+
+def _figures(run: Run, step: int) -> dict[str, Any]:
+    """What a run that has come to ``step`` has reached."""
+    best, progress = best_step(run.directory), step_progress(run.directory, step)
+    validation = {} if best is None else step_metrics(run.directory, best)
+    has_heads = bool(run.objective.n_heads)
     return {
         "run_directory": str(run.directory),
-        "steps": final_step,
-        "first_step": first_step,
+        "steps": step,
         "best_step": best,
-        "val/loss": final["val/loss"],
-        "best_val/loss": validation["val/loss"],
+        "val/loss": step_metrics(run.directory, step).get(VALIDATION_LOSS),
+        "best_val/loss": validation.get(VALIDATION_LOSS),
         "validation": validation,
         "unigram": unigram_cross_entropy(run.train, run.validation, run.config.n_future_tokens, run.config.vocab_size)
-        if run.objective.n_heads
+        if has_heads and validation
         else [],
-        "tokens_trained": progress["tokens"],
-        "tokens_per_second": progress["tokens"] / progress["seconds"],
-        "seconds": time.perf_counter() - started,
+        "tokens_trained": progress.get("tokens", 0),
+        "tokens_per_second": progress.get("tokens", 0) / max(progress.get("seconds", 0), 1e-9),
         "left_out_too_long": run.samples["train"].left_out.too_long,
         "skipped_steps": progress.get("skipped", 0),
         "batches_without_target": progress.get("empty", 0),
@@ -175,11 +234,13 @@ class _Trainer:
         params = initial_params(self.run, self.mesh)
         return jax.jit(self.program.init, out_shardings=self.program.shardings, donate_argnums=0)(params)
 
-    def validate(self, params: Any) -> dict[str, float]:
-        """Validation metrics over all validation rows."""
+    def validate(self, params: Any, leave: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Validation metrics over all validation rows; None where ``leave`` says to leave it before it is done."""
         totals, values = None, []
         rows = self.run.validation
         for numbers in validation_batches(len(rows), self.program.eval_rows):
+            if leave():
+                return None
             part = place_rows(rows.__getitem__, numbers, self.program.eval_sharding)
             sums, values_BS = self.eval_step(params, part)
             sums = jax.device_get(sums)  # added up here: no small programs on all devices between the large ones
@@ -193,20 +254,20 @@ class _Trainer:
         return metrics
 
 
-def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: int, *, frozen: bool) -> None:
-    """Updates from ``first_step`` (from the checkpoint there, where ``state`` is None) to the last.
+def _train(
+    run: Run, trainer: _Trainer, state: TrainState | None, this: Session, interruption: Interruption, *, frozen: bool
+) -> None:
+    """Updates from the session's step (from the checkpoint there, where ``state`` is None) to the last.
 
     With a ``frozen`` base checkpoints hold only what is trained.
     """
-    settings, last_step = run.settings, run.schedule.last_step
-    assert last_step is not None
-    keep = settings.checkpoint.save_total_limit
+    settings, first_step, last_step = run.settings, this.last_step, _end(run)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(
                 run.directory,
                 save_best=settings.checkpoint.save_best,
-                keep=keep,
+                keep=settings.checkpoint.save_total_limit,
                 holds=run.objective.trains if frozen else None,
             )
         )
@@ -221,7 +282,17 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
         if is_first() and settings.tracking.mlflow:
             mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
         log = Records(run, metrics_file, mlflow, progress)
+        if _owes_validation(run, first_step):
+            validation = trainer.validate(state.params)
+            assert validation is not None
+            _check_sound(run, first_step, validation)
+            log.validation(first_step, validation)
+            if is_first():
+                add_metrics(run.directory, first_step, validation)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
+        clock, stop = SaveClock(run, checkpoints, bar.note), Meeting("stop")
+        if is_first():
+            checkpoints.warn_of_space(state)
         in_flight: deque[tuple[int, Any, Batch]] = deque()
         batches = training_batches(
             run.train,
@@ -234,25 +305,54 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
             order=run.order,
         )
         stack.callback(batches.close)
+        stack.enter_context(interruption.finishing())
+        asked = stopping = False
+
+        def log_oldest() -> None:
+            number, metrics, batch = in_flight.popleft()
+            bar.advance(1, log.step(number, metrics, batch))
+            this.last_step = number
+
         log.start()
         for step in range(first_step + 1, last_step + 1):
             with log.waiting():
                 batch = next(batches)
             state, metrics = trainer.step(state, trainer.scored(batch.rows))
             in_flight.append((step, metrics, batch))
-            save = step in run.schedule.save_steps
             # The device works on this step while the one before is logged.
-            while len(in_flight) > (0 if save else 1):
-                bar.advance(1, log.step(*in_flight.popleft()))
-            if save:
-                validation = trainer.validate(state.params)
-                if not math.isfinite(validation["val/loss"]):
-                    raise Failure(
-                        f"step {step}: val/loss is {validation['val/loss']}: the weights are no longer sound; stopped. "
-                        f"Earlier checkpoints in {run.directory} are untouched. Start another run with a lower "
-                        "training.learning_rate."
-                    )
+            while len(in_flight) > 1:
+                log_oldest()
+            if interruption.requested and not asked:
+                stop.ask(step)
+                asked = True
+            stopping, by_clock, by_plan = stop.due(step), clock.due(step), step in run.schedule.save_steps
+            if not (stopping or by_clock or by_plan):
+                continue
+            log_oldest()
+            validation = None
+            if by_plan and not stopping:
+                # One process may leave its validation half done, and owe it: the notice before the end is short.
+                validation = trainer.validate(state.params, lambda: bool(interruption.requested) and not is_several())
+                stopping = validation is None
+            if validation is not None:
+                _check_sound(run, step, validation)
                 log.validation(step, validation)
-                checkpoints.save(state, validation, log.progress)
                 bar.note(f"step {step}: val/loss {validation['val/loss']:.4f}")
-                log.start()
+            save = partial(checkpoints.save, state, validation, log.progress)
+            save()
+            clock.saved()
+            if stopping or step == last_step:
+                clock.settle(save, hurry=stopping)
+                break
+            log.start()
+        if stopping:
+            this.ended = f"stopped by {interruption.requested or 'another process'}"
+
+
+def _check_sound(run: Run, step: int, validation: dict[str, float]) -> None:
+    if not math.isfinite(validation[VALIDATION_LOSS]):
+        raise Failure(
+            f"step {step}: val/loss is {validation[VALIDATION_LOSS]}: the weights are no longer sound; stopped. "
+            f"Earlier checkpoints in {run.directory} are untouched. Start another run with a lower "
+            "training.learning_rate."
+        )
