@@ -47,6 +47,7 @@ from wmtp_jax.training.saved import (
     best_step,
     keep_step,
     latest_sound_step,
+    needed_steps,
     remove_unfinished,
     saved_steps,
     step_metrics,
@@ -84,6 +85,7 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
             if is_first():
                 stack.enter_context(lock_run(run.directory))
             before, changes = find_changes(run, allow_changed)
+            needed_steps(run.directory)  # a damaged list is told now, not when old steps are removed
             if is_first():
                 remove_unfinished(run.directory)
                 latest_sound_step(run.directory)
