@@ -43,7 +43,6 @@ from wmtp_jax.training.run_directory import (
 from wmtp_jax.training.saved import (
     CHECKPOINTS_FOLDER,
     VALIDATION_LOSS,
-    add_metrics,
     best_step,
     keep_step,
     latest_sound_step,
@@ -289,8 +288,7 @@ def _train(
             assert validation is not None
             _check_sound(run, first_step, validation)
             log.validation(first_step, validation)
-            if is_first():
-                add_metrics(run.directory, first_step, validation)
+            checkpoints.complete(first_step, validation)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         clock, stop = SaveClock(run, checkpoints, bar.note), Meeting("stop")
         if is_first():
