@@ -123,8 +123,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    def wait(self) -> None:
+        """Returns when what was saved is on the disk."""
+        self._manager.wait_until_finished()
 
     def save(self, state: TrainState, metrics: dict[str, float], progress: dict[str, Any]) -> None:
         """Starts saving; the arrays are copied before this returns, the writing goes on behind."""
@@ -185,4 +189,5 @@ class Checkpoints:
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != "params"}
+    """What a state holds beside the parameters; what a run does not have (None) is not saved either."""
+    return {name: value for name, value in state._asdict().items() if name != "params" and value is not None}

@@ -51,7 +51,7 @@ def fit(run: Run) -> dict[str, Any]:
     Raises:
       UserError: the run directory belongs to another run, the mesh does not fit the devices, or the processes do not
         do the same.
-      Failure: the loss is no longer a finite number.
+      Failure: too many updates in a row were skipped, or val/loss is no finite number.
     """
     started = time.perf_counter()
     settings, last_step = run.settings, run.schedule.last_step
@@ -220,7 +220,7 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
             metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
         if is_first() and settings.tracking.mlflow:
             mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
-        log = Records(run, metrics_file, mlflow, progress)
+        log = Records(run, metrics_file, mlflow, progress, checkpoints.wait)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         in_flight: deque[tuple[int, Any, Batch]] = deque()
         batches = training_batches(
