@@ -101,7 +101,7 @@ class Records:
         means = {name: values.pop(f"{name}_mean", math.nan) for name in ("train/loss", "train/grad_norm")}
         if not in_a_row:
             return
-        figures = f"train/loss is {values['train/loss']}, train/grad_norm {values['train/grad_norm']}"
+        figures = f"train/loss is {values['train/loss']:.6g}, train/grad_norm {values['train/grad_norm']:.6g}"
         if spike:
             over = [name for name in means if values[name] > values[f"{name}_limit"]]
             of_each = (f"{name} has mean {means[name]:.6g}, limit {values[f'{name}_limit']:.6g}" for name in over)
@@ -115,7 +115,7 @@ class Records:
         most = self._run.settings.training.max_skipped_steps
         if in_a_row > most:
             self._wait()
-            saved = saved_steps(self._run.directory)
+            good, saved = step - in_a_row, saved_steps(self._run.directory)
             advice = (
                 "If the level has changed for good, start another run with a larger training.spike_sigma or none, or a "
                 "larger training.max_skipped_steps; if not"
@@ -125,9 +125,9 @@ class Records:
             )
             raise Failure(
                 f"step {step}: {figures}; {why}; {in_a_row} updates in a row were skipped, more than "
-                f"training.max_skipped_steps {most}; stopped. The last good step is {step - in_a_row or 'none'}; the "
-                f"last saved step is {saved[-1] if saved else 'none'}, and what is in {self._run.directory} is "
-                f"untouched. This batch: tasks {_some(tasks)}; rows {_some(rows)}"
+                f"training.max_skipped_steps {most}; stopped. The last good step is {good or 'none'}, the last "
+                f"saved one {saved[-1] if saved else 'none'}; what is in {self._run.directory} is untouched. "
+                f"This batch: tasks {_some(tasks)}; rows {_some(rows)}"
                 f"{'' if self._unwritten else f' (all skipped batches are in {BAD_BATCHES_FILE} there)'}. {advice}, "
                 "look at these batches, and start another run (experiment.name) from a saved step "
                 "(model.path=RUN@latest) with a lower training.learning_rate or training.max_grad_norm."
