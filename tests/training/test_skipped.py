@@ -41,6 +41,7 @@ CRITIC = (
     "training.train=full",
     "training.gradient_accumulation_steps=4",
     "training.n_epochs=3",
+    "checkpoint.save_checkpoint_every=null",
 )
 
 

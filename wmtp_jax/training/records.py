@@ -117,8 +117,8 @@ class Records:
             self._wait()
             good, saved = step - in_a_row, saved_steps(self._run.directory)
             advice = (
-                "If the level has changed for good, start another run with a larger training.spike_sigma or none, or a "
-                "larger training.max_skipped_steps; if not"
+                "If the level has changed for good, continue with a larger training.max_skipped_steps, or start "
+                "another run with a larger training.spike_sigma; if not"
                 if spike
                 else "If it was there from the first step, look for NaN in the model (`python -m conversion verify`) "
                 "and in the scores of the critic or reference; if it came on after good steps"
