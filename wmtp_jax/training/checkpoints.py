@@ -230,7 +230,8 @@ class Checkpoints:
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != "params"}
+    """What a state holds beside the parameters; what a run does not have (None) is not saved either."""
+    return {name: value for name, value in state._asdict().items() if name != "params" and value is not None}
 
 
 def _reason(error: Exception) -> str:

@@ -74,7 +74,8 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
     Raises:
       UserError: the run directory belongs to another run or cannot be written, another process is at work in it,
         the mesh does not fit the devices, or the processes do not do the same.
-      Failure: the loss is no longer a finite number, or the last step could not be saved.
+      Failure: too many updates in a row were skipped, val/loss is no finite number, or the last step could not be
+        saved.
     """
     started = time.perf_counter()
     interruption = interruption or Interruption()
@@ -282,7 +283,7 @@ def _train(
             metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
         if is_first() and settings.tracking.mlflow:
             mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
-        log = Records(run, metrics_file, mlflow, progress)
+        log = Records(run, metrics_file, mlflow, progress, checkpoints.wait)
         if _owes_validation(run, first_step):
             validation = trainer.validate(state.params)
             assert validation is not None
