@@ -103,7 +103,7 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
         **_figures(run, last_step),
         "first_step": first_step,
         "seconds": time.perf_counter() - started,
-        "stopped_by": None if _is_done(run, last_step) else interruption.requested,
+        "stopped_by": None if _is_done(run, last_step) else interruption.requested or "another process",
     }
 
 
