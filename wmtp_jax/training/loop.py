@@ -36,7 +36,7 @@ from wmtp_jax.training.run_directory import (
     write_run_files,
 )
 from wmtp_jax.training.step import TrainState
-from wmtp_jax.training.tracking import MetricsFile, MlflowRun
+from wmtp_jax.training.tracking import Tracking
 from wmtp_jax.training.validation import critic_metrics, unigram_cross_entropy, validation_metrics
 
 _PATIENCE = 30.0  # seconds; the others stand in the middle of a step, and may never come
@@ -215,12 +215,10 @@ def _train(run: Run, trainer: _Trainer, state: TrainState | None, first_step: in
             err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
             base = initial_params(run, trainer.mesh) if frozen else {}
             state, progress = checkpoints.restore(first_step, trainer.program.state, base)
-        metrics_file = mlflow = None
+        tracking = None
         if is_first():
-            metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
-        if is_first() and settings.tracking.mlflow:
-            mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
-        log = Records(run, metrics_file, mlflow, progress)
+            tracking = stack.enter_context(Tracking(run.directory, settings, run.stage.name, first_step))
+        log = Records(run, tracking, progress)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         in_flight: deque[tuple[int, Any, Batch]] = deque()
         batches = training_batches(

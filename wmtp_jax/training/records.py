@@ -16,16 +16,16 @@ from wmtp_jax.data.batches import Batch
 from wmtp_jax.errors import Failure
 from wmtp_jax.training.run import Run
 from wmtp_jax.training.throughput import device_memory_gb, forward_flops, matmul_peak, update_flops
-from wmtp_jax.training.tracking import MetricsFile, MlflowRun
+from wmtp_jax.training.tracking import Tracking
 
 
 class Records:
-    """Turns the figures of finished steps into records (where there is a file); keeps the totals of the run."""
+    """Turns the figures of finished steps into records (where there is a ``tracking``); keeps the totals of the run."""
 
-    def __init__(self, run: Run, file: MetricsFile | None, mlflow: MlflowRun | None, progress: dict[str, Any]):
+    def __init__(self, run: Run, tracking: Tracking | None, progress: dict[str, Any]):
         self.progress = {"skipped": 0, "empty": 0, **progress}
         self._warned = False
-        self._run, self._file, self._mlflow = run, file, mlflow
+        self._run, self._tracking = run, tracking
         self._peak = matmul_peak(run.settings.model.compute_dtype) * run.schedule.devices
 
     def start(self) -> None:
@@ -101,8 +101,5 @@ class Records:
         self._record(step, values)
 
     def _record(self, step: int, values: dict[str, float]) -> None:
-        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
-        if self._file:
-            self._file.log(step, values)
-        if self._mlflow:
-            self._mlflow.log(step, values)
+        if self._tracking:  # JSON has no NaN
+            self._tracking.log(step, {name: value for name, value in values.items() if math.isfinite(value)})

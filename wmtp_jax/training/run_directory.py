@@ -28,10 +28,10 @@ from wmtp_jax.models import store
 from wmtp_jax.parallel.distributed import is_first, process_id
 from wmtp_jax.settings_file import as_yaml, flatten
 from wmtp_jax.training.checkpoints import saved_steps
+from wmtp_jax.training.delivery import MLFLOW_FILE
 from wmtp_jax.training.objective import trained_part
 from wmtp_jax.training.run import Run
 from wmtp_jax.training.stages import Stage
-from wmtp_jax.training.tracking import MLFLOW_FILE
 
 SETTINGS_FILE, RUN_FILE, SAMPLES_FILE = "settings.yaml", "run.json", "samples.json"
 
