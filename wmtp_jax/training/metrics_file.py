@@ -73,21 +73,16 @@ class MetricsFile:
             err.print(f"[bold red]{self._path}: {lines} lines could not be written[/]", highlight=False, soft_wrap=True)
 
     def _write(self) -> None:
-        lines = self._waiting.count(b"\n")
+        lines, written = self._waiting.count(b"\n"), 0
         try:
             if self._file is None:
                 self._file = _open_again(self._path)
-            while self._waiting:
-                written = os.write(self._file, self._waiting)
-                if written < len(self._waiting):
-                    # A line that was begun is taken off and written anew, see _open_again.
-                    del self._waiting[: self._waiting.rfind(b"\n", 0, written) + 1]
-                    os.close(self._file)
-                    self._file = None
-                    self._file = _open_again(self._path)
-                else:
-                    self._waiting.clear()
+            while written < len(self._waiting):
+                written += os.write(self._file, self._waiting[written:])
+            self._waiting.clear()
         except OSError as error:
+            # A line that was begun is taken off and written anew, see _open_again.
+            del self._waiting[: self._waiting.rfind(b"\n", 0, written) + 1]
             if self._file is not None:
                 with contextlib.suppress(OSError):  # the error is told already
                     os.close(self._file)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Any
+
+import requests
 
 from wmtp_jax.config import Environment
 from wmtp_jax.errors import Failure, UserError
@@ -33,6 +36,9 @@ def http_status(error: BaseException) -> int | None:
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if response is not None:  # requests
         return response.status_code
+    if isinstance(cause, requests.exceptions.RetryError):  # urllib3 has taken the answer; it keeps the number in words
+        words = re.search(r"too many (\d{3}) error responses", str(cause))
+        return int(words[1]) if words else None
     return cause.get_http_status_code() if hasattr(cause, "get_http_status_code") else None
 
 
@@ -67,6 +73,7 @@ def prepare(environment: Environment) -> None:
         # What is tried again is ours to say: a request that makes a run must not be sent twice.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "ALEMBIC_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password that may be in it
     }
     for name, value in {**environment.exported(), **quick}.items():
         os.environ.setdefault(name, value)
