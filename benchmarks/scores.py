@@ -21,7 +21,7 @@ import yaml
 from benchmarks.record import parse_arguments, show
 from wmtp_jax.console import err
 from wmtp_jax.errors import Failure, run_command
-from wmtp_jax.training.tracking import read_metrics
+from wmtp_jax.training.metrics_file import read_metrics
 
 TITLE = "Rho-1 with frozen scores from a file"
 DATA = Path("storage/datasets_v2/mini")

@@ -12,14 +12,15 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from metric_lines import untimed_metrics
 
 import wmtp_jax
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.files import lock_run
 from wmtp_jax.training import checkpoints, loop, saving
+from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.records import Records
 from wmtp_jax.training.saved import find_damage, saved_steps, step_directory, step_metrics
-from wmtp_jax.training.tracking import read_metrics
 
 LONG = ("training.n_epochs=3", "checkpoint.save_every_steps=10")
 
@@ -43,9 +44,7 @@ def assert_same(ours: Path, theirs: Path):
     leaves = [jax.tree.leaves(nnx.state(wmtp_jax.load_model(f"{path}@latest"), nnx.Param)) for path in (ours, theirs)]
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    timing = ("perf/", "system/", "time")
-    a, b = ([{k: v for k, v in x.items() if not k.startswith(timing)} for x in read_metrics(p)] for p in (ours, theirs))
-    assert a == b
+    assert untimed_metrics(ours) == untimed_metrics(theirs)
 
 
 def sessions(run: Path) -> list[dict]:

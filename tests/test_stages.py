@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from flax import nnx
+from metric_lines import untimed_metrics
 
 import wmtp_jax
 from wmtp_jax import report, score
@@ -23,9 +24,9 @@ from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.stored import stored_arrays
+from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.run import build_run
 from wmtp_jax.training.stages import STAGES
-from wmtp_jax.training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("training.max_steps=4",)
@@ -47,11 +48,6 @@ def chain(train_command, tiny_data, tmp_path_factory) -> dict[str, Path]:
         assert score.main([*arguments, "--max-length", "64"]) == 0
         runs[f"{name} scores"] = scores
     return runs
-
-
-def figures(folder: Path) -> list[dict]:
-    timing = ("perf/", "system/")
-    return [{k: v for k, v in line.items() if not k.startswith(timing)} for line in read_metrics(folder)]
 
 
 def leaves(path: Path) -> list[np.ndarray]:
@@ -91,7 +87,7 @@ def test_verifiable_resumes_bit_for_bit(chain, train_command, tmp_path):
     result = train_command(whole, *settings, "training.max_steps=6", stage="verifiable")
     train_command(parts, *settings, "training.max_steps=3", stage="verifiable")
     assert train_command(parts, *settings, "training.max_steps=6", stage="verifiable")["first_step"] == 3
-    assert figures(whole) == figures(parts)
+    assert untimed_metrics(whole) == untimed_metrics(parts)
     for one, other in zip(leaves(whole), leaves(parts), strict=True):
         np.testing.assert_array_equal(one, other)
     line = next(line for line in read_metrics(whole) if "train/loss" in line)
@@ -120,7 +116,7 @@ def test_scores_from_a_file_train_as_the_frozen_model_does(
     train_command(tmp_path / "online", *common, stage=stage)
     file = f"weighting.scores={chain[f'{scorer} scores']}"
     train_command(tmp_path / "file", *common, file, stage=stage)
-    online, from_file = figures(tmp_path / "online"), figures(tmp_path / "file")
+    online, from_file = untimed_metrics(tmp_path / "online"), untimed_metrics(tmp_path / "file")
     assert len(online) == len(from_file) >= 4
     for one, other in zip(online, from_file, strict=True):
         assert one.keys() == other.keys()
@@ -175,7 +171,7 @@ def test_a_critic_with_adapters(chain, train_command, tmp_path):
     train_command(tmp_path / "whole", *settings, *SHORT, stage="critic")
     train_command(tmp_path / "parts", *settings, "training.max_steps=2", stage="critic")
     assert train_command(tmp_path / "parts", *settings, *SHORT, stage="critic")["first_step"] == 2
-    assert figures(tmp_path / "whole") == figures(tmp_path / "parts")
+    assert untimed_metrics(tmp_path / "whole") == untimed_metrics(tmp_path / "parts")
     for one, other in zip(leaves(tmp_path / "whole@latest"), leaves(tmp_path / "parts@latest"), strict=True):
         np.testing.assert_array_equal(one, other)
     policy, critic = wmtp_jax.load_model(str(chain["policy"])), wmtp_jax.load_model(str(tmp_path / "whole@latest"))

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from metric_lines import untimed_metrics
 
 import wmtp_jax
 from wmtp_jax import train
 from wmtp_jax.data.tokenize import train_tokenizer
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.settings_file import load_settings
+from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.saved import saved_steps
-from wmtp_jax.training.tracking import read_metrics
 
 ROOT = Path(__file__).parent.parent
 LONG = ("training.n_epochs=3", "checkpoint.save_every_steps=10")
@@ -32,11 +33,6 @@ def whole(train_command, tmp_path_factory) -> tuple[Path, dict]:
 
 def leaves(path: str) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(nnx.state(wmtp_jax.load_model(path), nnx.Param))]
-
-
-def training_lines(folder: Path) -> list[dict]:
-    timing = ("perf/", "system/")
-    return [{k: v for k, v in line.items() if not k.startswith(timing)} for line in read_metrics(folder)]
 
 
 def test_it_learns_and_writes_what_it_says(whole):
@@ -84,8 +80,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(whole, train_command, tmp_path
     assert second["steps"] == 37
     for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    validated_more = [line for line in training_lines(tmp_path / "run") if line["step"] != 17 or "train/loss" in line]
-    assert validated_more == training_lines(folder)
+    validated_more = [line for line in untimed_metrics(tmp_path / "run") if line["step"] != 17 or "train/loss" in line]
+    assert validated_more == untimed_metrics(folder)
     assert second["tokens_trained"] == figures["tokens_trained"]
 
 
@@ -100,7 +96,7 @@ def test_resume_after_a_kill_drops_what_was_not_saved(whole, train_command, tmp_
     assert train_command(tmp_path / "run", *LONG)["first_step"] == 30
     for ours, theirs in zip(leaves(f"{tmp_path / 'run'}@latest"), leaves(f"{folder}@latest"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert training_lines(tmp_path / "run") == training_lines(folder)
+    assert untimed_metrics(tmp_path / "run") == untimed_metrics(folder)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(whole, train_command, capsys):

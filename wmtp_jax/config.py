@@ -374,6 +374,16 @@ class Environment(BaseSettings):
     mlflow_tracking_uri: str | None = None
     mlflow_tracking_username: SecretStr | None = None
     mlflow_tracking_password: SecretStr | None = None
+    mlflow_s3_endpoint_url: str | None = None
+    aws_access_key_id: SecretStr | None = None
+    aws_secret_access_key: SecretStr | None = None
+    aws_default_region: str | None = None
+
+    def exported(self) -> dict[str, str]:
+        """What MLflow and boto3 look for in the environment, by the names they look for."""
+        values = {name.upper(): value for name, value in self if value is not None and name != "mlflow_tracking_uri"}
+        texts = {n: v.get_secret_value() if isinstance(v, SecretStr) else v for n, v in values.items()}
+        return {name: text for name, text in texts.items() if text}
 
 
 def read_environment() -> Environment:

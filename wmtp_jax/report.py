@@ -73,8 +73,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _read(directory: Path) -> dict[str, Any] | None:
     """Figures of one run; None, and a line that says so, where it has no checkpoint yet."""
     from wmtp_jax.training.manifest import RUN_FILE
+    from wmtp_jax.training.metrics_file import read_metrics
     from wmtp_jax.training.saved import best_step, saved_steps, step_metrics
-    from wmtp_jax.training.tracking import read_metrics
 
     try:
         stage = json.loads((directory / RUN_FILE).read_text())["stage"]

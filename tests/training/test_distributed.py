@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import yaml
 from flax import nnx
+from metric_lines import untimed_metrics
 
 import wmtp_jax
 from wmtp_jax import console
@@ -31,7 +32,6 @@ from wmtp_jax.processes import agreed
 from wmtp_jax.settings_file import load_settings
 from wmtp_jax.training.run_directory import check_alike, check_shared
 from wmtp_jax.training.saved import saved_steps
-from wmtp_jax.training.tracking import read_metrics
 
 MESH = ("runtime.mesh={data: 2, fsdp: 2, tensor: 1}", "checkpoint.save_every_steps=3", "training.n_epochs=20")
 ROOT = Path(__file__).parent.parent.parent
@@ -97,10 +97,7 @@ def leaves(path: str) -> list[np.ndarray]:
 def assert_same_run(ours: Path, theirs: Path):
     for mine, other in zip(leaves(f"{ours}@latest"), leaves(f"{theirs}@latest"), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
-    lines = [
-        [{k: v for k, v in line.items() if not k.startswith(("perf/", "system/"))} for line in read_metrics(folder)]
-        for folder in (ours, theirs)
-    ]
+    lines = [untimed_metrics(folder) for folder in (ours, theirs)]
     assert len(lines[0]) == len(lines[1])
     for mine, other in zip(*lines, strict=True):
         assert mine == pytest.approx(other, rel=1e-5, abs=1e-5)

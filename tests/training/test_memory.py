@@ -10,8 +10,8 @@ import pytest
 
 from wmtp_jax.config import TrainingSettings
 from wmtp_jax.errors import UserError
+from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.optimizer import make_optimizer
-from wmtp_jax.training.tracking import read_metrics
 
 SHORT = ("training.n_epochs=1", "training.max_steps=4", "checkpoint.save_every_steps=2")
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from metric_lines import untimed_metrics
 
 import wmtp_jax
 from wmtp_jax.config import TrainingSettings
@@ -30,7 +31,6 @@ from wmtp_jax.training.run import build_run
 from wmtp_jax.training.spikes import SpikeGuard
 from wmtp_jax.training.stages import STAGES
 from wmtp_jax.training.step import init_state, make_train_step
-from wmtp_jax.training.tracking import read_metrics
 from wmtp_jax.weighting import uniform
 
 ROOT = Path(__file__).parent.parent.parent
@@ -196,9 +196,7 @@ def bad_lines(folder: Path) -> list[dict]:
 
 
 def train_lines(folder: Path) -> list[dict]:
-    timing = ("perf/", "system/")
-    lines = [line for line in read_metrics(folder) if "train/skipped_steps" in line]
-    return [{name: value for name, value in line.items() if not name.startswith(timing)} for line in lines]
+    return [line for line in untimed_metrics(folder) if "train/skipped_steps" in line]
 
 
 def test_the_batches_of_skipped_updates_are_written_down(train_command, tmp_path, contents, bad_steps):

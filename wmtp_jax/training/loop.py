@@ -54,9 +54,10 @@ from wmtp_jax.training.saved import (
 )
 from wmtp_jax.training.saving import SaveClock
 from wmtp_jax.training.step import TrainState
-from wmtp_jax.training.tracking import MetricsFile, MlflowRun
+from wmtp_jax.training.tracking import Tracking
 from wmtp_jax.training.validation import critic_metrics, unigram_cross_entropy, validation_metrics
 
+_FLUSH_S = 8.0  # of the seconds between a signal and the end of a machine
 _PATIENCE = 30.0  # seconds; the others stand in the middle of a step, and may never come
 
 
@@ -278,12 +279,10 @@ def _train(
             err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
             base = initial_params(run, trainer.mesh) if frozen else {}
             state, progress = checkpoints.restore(first_step, trainer.program.state, base)
-        metrics_file = mlflow = None
+        tracking = None
         if is_first():
-            metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
-        if is_first() and settings.tracking.mlflow:
-            mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
-        log = Records(run, metrics_file, mlflow, progress, checkpoints.wait)
+            tracking = stack.enter_context(Tracking(run.directory, settings, run.stage.name, first_step))
+        log = Records(run, tracking, progress, checkpoints.wait)
         if _owes_validation(run, first_step):
             validation = trainer.validate(state.params)
             assert validation is not None
@@ -348,6 +347,9 @@ def _train(
             log.start()
         if stopping:
             this.ended = f"stopped by {interruption.requested or 'another process'}"
+        this.end()  # before it is uploaded
+        if stopping and tracking:
+            tracking.close("KILLED", deadline_s=_FLUSH_S)
 
 
 def _check_sound(run: Run, step: int, validation: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from wmtp_jax.load import model_fingerprint
 from wmtp_jax.models import store
 from wmtp_jax.provenance import code_revision, hardware, versions
 from wmtp_jax.settings_file import as_yaml
+from wmtp_jax.training.delivery import MLFLOW_FILE
+from wmtp_jax.training.metrics_file import METRICS_FILE
 from wmtp_jax.training.run import Run
 
 SETTINGS_FILE, RUN_FILE, SAMPLES_FILE = "settings.yaml", "run.json", "samples.json"
@@ -87,7 +89,9 @@ def write_run_files(run: Run, base: store.Base | None, before: dict[str, Any] | 
     """
     directory = run.directory
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        if before is None:  # what is there is of another run, which has saved nothing
+            for name in (MLFLOW_FILE, METRICS_FILE):
+                (directory / name).unlink(missing_ok=True)
         # These two first: they mark the folder as a run's, should the rest be interrupted.
         start = model_fingerprint(run.source) if run.source else None
         _write_record(run, {"model_fingerprint": start, "sessions": (before or {}).get("sessions", [])})
@@ -142,9 +146,15 @@ class Session:
       ended: how it ended.
     """
 
-    def __init__(self, first_step: int):
+    def __init__(self, first_step: int, write: Callable[[Session], None] = lambda _: None):
         self.last_step = first_step
         self.ended = "finished"
+        self._write = write
+
+    def end(self) -> None:
+        """Writes down that it has ended; a second call does nothing."""
+        write, self._write = self._write, lambda _: None
+        write(self)
 
 
 @contextlib.contextmanager
@@ -159,7 +169,6 @@ def session(run: Run, first_step: int, changed: dict[str, Any]) -> Iterator[Sess
     Raises:
       UserError: it cannot be written.
     """
-    this = Session(first_step)
     record = read_record(run.directory) or {}
     sessions: list[dict[str, Any]] = list(record.get("sessions", []))
     if sessions and "ended" not in sessions[-1]:
@@ -173,10 +182,19 @@ def session(run: Run, first_step: int, changed: dict[str, Any]) -> Iterator[Sess
         "hardware": hardware(),
     }
     record = {**record, "sessions": [*sessions, entry]}
+
+    def write_end(this: Session) -> None:
+        entry.update(stopped=_now(), last_step=this.last_step, ended=this.ended)
+        try:
+            _write_record(run, record)
+        except OSError as error:  # it does not hide what has ended this
+            err.print(f"{run.directory / RUN_FILE}: cannot be written ({error.strerror})", highlight=False)
+
     try:
         _write_record(run, record)
     except OSError as error:
         raise _unwritable(run.directory, error) from error
+    this = Session(first_step, write_end)
     try:
         yield this
     except BaseException as error:
@@ -184,11 +202,7 @@ def session(run: Run, first_step: int, changed: dict[str, Any]) -> Iterator[Sess
         this.ended = stopped or f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         raise
     finally:
-        entry |= {"stopped": _now(), "last_step": this.last_step, "ended": this.ended}
-        try:
-            _write_record(run, record)
-        except OSError as error:  # what has ended this is told; this is not worth to hide it
-            err.print(f"{run.directory / RUN_FILE}: cannot be written ({error.strerror})", highlight=False)
+        this.end()
 
 
 def _now() -> str:

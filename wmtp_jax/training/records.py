@@ -21,18 +21,18 @@ from wmtp_jax.parallel.distributed import is_first
 from wmtp_jax.training.run import Run
 from wmtp_jax.training.saved import saved_steps
 from wmtp_jax.training.throughput import device_memory_gb, forward_flops, matmul_peak, update_flops
-from wmtp_jax.training.tracking import MetricsFile, MlflowRun
+from wmtp_jax.training.tracking import Tracking
 
 BAD_BATCHES_FILE = "bad_batches.jsonl"  # in a run directory: the batches of skipped updates, one JSON object each
 _SHOWN = 8  # of each list of a message
 
 
 class Records:
-    """Turns the figures of finished steps into records (where there is a file); keeps the totals of the run.
+    """Turns the figures of finished steps into records (where there is a ``tracking``); keeps the totals of the run.
 
     Args:
       run: which run.
-      file, mlflow: where records go; None in processes that write none.
+      tracking: where records go; None in processes that write none.
       progress: the totals so far.
       wait: waits for the saves in flight.
     """
@@ -40,14 +40,13 @@ class Records:
     def __init__(
         self,
         run: Run,
-        file: MetricsFile | None,
-        mlflow: MlflowRun | None,
+        tracking: Tracking | None,
         progress: dict[str, Any],
         wait: Callable[[], None],
     ):
         self.progress = {"skipped": 0, "empty": 0, **progress}
         self._warned, self._unwritten = False, False
-        self._run, self._file, self._mlflow, self._wait = run, file, mlflow, wait
+        self._run, self._tracking, self._wait = run, tracking, wait
         self._peak = matmul_peak(run.settings.model.compute_dtype) * run.schedule.devices
 
     def start(self) -> None:
@@ -172,11 +171,8 @@ class Records:
         self._record(step, values)
 
     def _record(self, step: int, values: dict[str, float]) -> None:
-        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
-        if self._file:
-            self._file.log(step, values)
-        if self._mlflow:
-            self._mlflow.log(step, values)
+        if self._tracking:  # JSON has no NaN
+            self._tracking.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
 
 
 def _append_line(path: Path, line: str) -> None:

@@ -1,164 +1,167 @@
-"""Where metrics go: ``metrics.jsonl`` in the run directory, always, and MLflow, off the training thread."""
+"""Where metrics go: ``metrics.jsonl`` in the run directory, and from there to MLflow, off the training thread."""
 
 from __future__ import annotations
 
-import json
-import os
-import queue
+import shlex
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from types import TracebackType
 
-from wmtp_jax.config import Settings, read_environment
+from wmtp_jax.config import Settings
 from wmtp_jax.console import err
-from wmtp_jax.errors import Failure
-from wmtp_jax.settings_file import flatten
+from wmtp_jax.training.delivery import ARTIFACTS, Delivery
+from wmtp_jax.training.metrics_file import METRICS_FILE, MetricsFile
+from wmtp_jax.training.mlflow_client import describe, http_status
 
-METRICS_FILE, MLFLOW_FILE = "metrics.jsonl", "mlflow.json"
-
-
-class MetricsFile:
-    """One JSON object a step, appended. On a resume, lines after the resumed step are taken off."""
-
-    def __init__(self, run_directory: Path, first_step: int):
-        self._path = run_directory / METRICS_FILE
-        kept = [line for line in read_metrics(run_directory) if line["step"] <= first_step]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self._path)
-        self._file = self._path.open("a", buffering=1)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    def close(self) -> None:
-        self._file.close()
+_LOOK_EVERY = 1.0  # seconds between two looks into the file
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure
+_REFUSED_PAUSE = 60.0  # after a wrong password: a server may lock an account that tries too often
 
 
-def read_metrics(run_directory: Path) -> list[dict[str, float]]:
-    """The lines of ``metrics.jsonl``; a last line cut by a kill is passed over."""
-    path = run_directory / METRICS_FILE
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    result = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            result.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise Failure(f"{path} line {number}: broken JSON ({error.msg}); remove that line") from error
-    return result
+class Tracking:
+    """Metrics of a run: into its file at once, to MLflow (``tracking.mlflow``) when that takes them.
 
-
-class MlflowRun:
-    """Logs to MLflow from a thread of its own; training never waits for it.
-
-    A server that fails is reported once, and the run goes on without it: every figure is in
-    ``metrics.jsonl`` too.
+    MLflow may be absent, slow, refuse and come back: training neither waits nor stops. What it has not taken when the
+    run ends, ``python -m wmtp_jax.sync`` delivers later.
 
     Args:
-      settings: the run's settings; logged as parameters.
-      stage: logged as a tag.
-      run_directory: home of the default SQLite file, and of ``mlflow.json``, by which a later part of
-        this run continues the same MLflow run.
+      run_directory, settings, stage: of the run.
+      first_step: where it continues; the file loses what comes after.
+
+    Raises:
+      Failure: ``metrics.jsonl`` cannot be opened.
+      UserError: ``.env`` cannot be read.
     """
 
-    def __init__(self, settings: Settings, stage: str, run_directory: Path):
-        self._settings, self._stage, self._directory = settings, stage, run_directory
-        environment = read_environment()
-        for name, secret in (
-            ("MLFLOW_TRACKING_USERNAME", environment.mlflow_tracking_username),
-            ("MLFLOW_TRACKING_PASSWORD", environment.mlflow_tracking_password),
-        ):
-            if secret is not None:
-                os.environ.setdefault(name, secret.get_secret_value())
-        local = f"sqlite:///{run_directory.resolve() / 'mlflow.db'}"
-        self.uri = settings.tracking.uri or environment.mlflow_tracking_uri or local
-        self.is_local = self.uri == local
-        self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._thread.start()
+    def __init__(self, run_directory: Path, settings: Settings, stage: str, first_step: int):
+        self._directory = run_directory
+        self._file: MetricsFile | None = MetricsFile(run_directory, first_step)
+        self._delivery: Delivery | None = None
+        if settings.tracking.mlflow:
+            self._delivery = Delivery(run_directory, settings, stage)
+            self._delivery.status = "RUNNING"
+            self._metrics = _Worker("MLflow", "metrics", f"they wait in {run_directory / METRICS_FILE}", self._send)
+            self._artifacts = _Worker("the artifact store of MLflow", "files", "metrics are sent on", self._upload)
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.close("FINISHED" if kind is None else "KILLED" if interrupted else "FAILED")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._queue.put((step, metrics))
+        """Records finite values of a step, in the order of steps. Takes no time and raises nothing."""
+        assert self._file is not None
+        self._file.log(step, metrics)
 
-    def close(self, timeout: float = 60.0) -> None:
-        """Sends what is waiting and ends the run."""
-        self._queue.put(None)
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            err.print(f"MLflow has not taken all metrics in {timeout:.0f} s; they are in {METRICS_FILE}")
+    def close(self, status: str = "FINISHED", deadline_s: float = 30.0) -> None:
+        """Delivers what is waiting, as far as that works within ``deadline_s`` seconds, and says what remains.
 
-    def _work(self) -> None:
+        Args:
+          status: MLflow's word for how the run ended: FINISHED, FAILED, or KILLED, as one that is to be continued.
+          deadline_s: for all of it. A second call does nothing.
+        """
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        if self._delivery is None:
+            return
+        until = time.monotonic() + deadline_s
+        self._delivery.status = status
+        # One after the other: files go to a run that is there.
+        done = [worker.close(until) for worker in (self._metrics, self._artifacts)]
+        self._delivery.stop()
         try:
-            self._run()
-        except Exception as error:  # whatever a server does, training goes on
-            # The type alone: a message could repeat an address with credentials in it.
-            err.print(
-                f"[yellow]MLflow logging stopped[/] ({type(error).__name__}); metrics are in "
-                f"{self._directory / METRICS_FILE}. Check MLFLOW_TRACKING_URI and its credentials, or set "
-                "tracking.mlflow=false.",
-                soft_wrap=True,
-            )
+            self._delivery.save()
+            lines, files = self._delivery.waiting(), self._delivery.waiting_files(self._names())
+        except OSError as error:
+            err.print(f"[yellow]{self._directory}: {describe(error)}[/]", highlight=False, soft_wrap=True)
+            return
+        if all(done) and not lines and not files:
+            return
+        waiting = [f"{lines:,} lines of metrics"] * bool(lines) + files
+        err.print(
+            f"[yellow]not yet in MLflow:[/] {', '.join(waiting) or 'how the run ended'}; kept in {self._directory}. "
+            f"Deliver later with: python -m wmtp_jax.sync {shlex.quote(str(self._directory))}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _send(self, closing: bool) -> int:
+        assert self._delivery is not None
+        amounts: list[int] = []
+        self._delivery.deliver(amounts.append)
+        if closing:
+            self._delivery.finish()
+        return sum(amounts)
+
+    def _upload(self, closing: bool) -> int:
+        assert self._delivery is not None
+        return self._delivery.upload(self._names() if closing else ARTIFACTS)
+
+    def _names(self) -> tuple[str, ...]:
+        """Files to upload at the end; a run that is to be continued is not at its end."""
+        assert self._delivery is not None
+        return ARTIFACTS if self._delivery.status == "KILLED" else (*ARTIFACTS, METRICS_FILE)
+
+
+class _Worker:
+    """A thread that does its work again and again: soon after it succeeded, after longer and longer pauses if not.
+
+    Args:
+      who: takes it, for messages.
+      what: it takes, for messages.
+      consequence: of a failure, for messages.
+      work: given whether it is the last time, returns how much was done, and raises anything.
+    """
+
+    def __init__(self, who: str, what: str, consequence: str, work: Callable[[bool], int]):
+        self._who, self._what, self._consequence, self._work = who, what, consequence, work
+        self._closing, self._abandoned, self._succeeded = threading.Event(), False, False
+        self._thread = threading.Thread(target=self._run, name=f"to {who}", daemon=True)
+        self._thread.start()
+
+    def close(self, until: float) -> bool:
+        """Works a last time; returns whether that succeeded before ``until`` (of `time.monotonic`)."""
+        self._closing.set()
+        self._thread.join(max(until - time.monotonic(), 0.0))
+        self._abandoned = self._thread.is_alive()
+        return self._succeeded and not self._abandoned
 
     def _run(self) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("ALEMBIC_LOGGING_LEVEL", "ERROR")
-        import logging
+        pause, failing = _FIRST_PAUSE, False
+        while True:
+            closing = self._closing.is_set()
+            try:
+                done = self._work(closing)
+            except Exception as error:  # whatever a server does, training goes on
+                if self._abandoned:
+                    return
+                if not failing:
+                    self._warn(error)
+                failing = True
+                if closing:
+                    return
+                wait = max(pause, _REFUSED_PAUSE) if http_status(error) in (401, 403) else pause
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                if failing and not self._abandoned:
+                    err.print(f"{self._who} takes {self._what} again, {done:,} caught up", highlight=False)
+                pause, failing, wait = _FIRST_PAUSE, False, _LOOK_EVERY
+                if closing:
+                    self._succeeded = True
+                    return
+            self._closing.wait(wait)
 
-        import mlflow
-        from mlflow.entities import Metric, Param
-
-        for name in ("alembic", "mlflow", "urllib3"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        client = mlflow.MlflowClient(tracking_uri=self.uri)
-        note = self._directory / MLFLOW_FILE
-        address = _without_credentials(self.uri)
-        if note.exists() and (known := json.loads(note.read_text()))["uri"] == address:
-            run_id = known["run_id"]
-            client.update_run(run_id, status="RUNNING")
-        else:
-            run_id = self._create(client)
-            note.write_text(json.dumps({"uri": address, "run_id": run_id}) + "\n")
-            values = flatten(self._settings.model_dump(mode="json"))
-            client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in values.items()])
-        finished = False
-        while not finished:
-            batch: list[Any] = []
-            item = self._queue.get()
-            while item is not None and len(batch) < 900:  # MLflow takes 1000 metrics at once
-                step, metrics = item
-                now = int(time.time() * 1000)
-                batch += [Metric(name, value, now, step) for name, value in metrics.items()]
-                if self._queue.empty():
-                    break
-                item = self._queue.get()
-            finished = item is None
-            if batch:
-                client.log_batch(run_id, metrics=batch)
-        client.set_terminated(run_id)
-
-    def _create(self, client: Any) -> str:
-        name = self._settings.tracking.experiment
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            home = {"artifact_location": (self._directory / "artifacts").resolve().as_uri()} if self.is_local else {}
-            experiment_id = client.create_experiment(name, **home)
-        else:
-            experiment_id = experiment.experiment_id
-        tags = {"wmtp.stage": self._stage}
-        if self._settings.experiment.description:
-            tags["mlflow.note.content"] = self._settings.experiment.description
-        return client.create_run(experiment_id, run_name=self._settings.experiment.name, tags=tags).info.run_id
-
-
-def _without_credentials(uri: str) -> str:
-    """An address as it may stand in a file: without user and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    def _warn(self, error: Exception) -> None:
+        err.print(
+            f"[yellow]{self._who} takes no {self._what}[/] ({describe(error)}); training goes on, and "
+            f"{self._consequence}. It is tried again and again. Check MLFLOW_TRACKING_URI and credentials, or set "
+            "tracking.mlflow=false.",
+            highlight=False,
+            soft_wrap=True,
+        )
