@@ -6,6 +6,7 @@ import contextlib
 import random
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 from faults.runs import EVERY, KINDS, LAST, ONE, Kit, differences, reached
 from faults.victim import Process
+
 from wmtp_jax.training.saved import saved_steps
 
 PATIENCE_S = 180.0  # guards against hanging; nothing here takes a tenth of it on an idle machine
@@ -157,7 +159,8 @@ class Chain:
         seconds = time.monotonic() - asked
         self.settle(process)
         outcome = self.note(fault, at_most=at_most)
-        outcome.exit_seconds = seconds
+        if code != -signal.SIGKILL:
+            outcome.exit_seconds = seconds
         text = process.text
         if code not in codes:
             outcome.wrong.append(f"exit code {code} instead of {codes}")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from faults.chain import Chain, Outcome, trained
 from faults.runs import EVERY, LAST, LAYOUTS
 from faults.victim import Point, Process
+
 from wmtp_jax.training.saved import saved_steps, step_directory, step_metrics
 
 _SAVE = "wmtp_jax.training.checkpoints:Checkpoints.save"
@@ -210,10 +211,11 @@ def _damage(what: str, files: str, *, harmless: bool = False) -> Fault:
     def inject(chain: Chain, name: str, left: int) -> Outcome | None:
         # A session that tells what earlier faults have cost, and makes a step of its own.
         process, ends = chain.start(), chain.random.choice((signal.SIGTERM, signal.SIGKILL))
-        steps = chain.saved
-        chain.wait_for(
-            process, lambda: chain.saved[-1] != steps[-1] if ends == signal.SIGKILL else trained(process) > 0
-        )
+        before = chain.saved[-1]
+        if ends == signal.SIGTERM:
+            chain.wait_for(process, lambda: trained(process) > 0)
+        else:
+            chain.wait_for(process, lambda: chain.saved[-1] != before)
         process.signal(ends)
         process.wait(60)
         chain.settle(process)

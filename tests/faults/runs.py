@@ -11,6 +11,7 @@ import numpy as np
 import tensorstore as ts
 import tiny
 from faults.victim import Process
+
 from wmtp_jax.models import store
 from wmtp_jax.training.manifest import read_record
 from wmtp_jax.training.saved import best_step, saved_steps, step_directory, step_metrics, step_progress
@@ -166,7 +167,7 @@ def reached(run: Path) -> int:
 def differences(run: Path, reference: Path, *, elastic: bool) -> list[str]:
     """What is other in a finished run than in its reference; times aside."""
     found = []
-    steps, theirs = saved_steps(run), saved_steps(reference)
+    steps = saved_steps(run)
     if steps[-1:] != [LAST]:
         return [f"the saved steps are {steps}, without {LAST}"]
     for step in (LAST, best_step(reference) or LAST):
@@ -181,9 +182,7 @@ def differences(run: Path, reference: Path, *, elastic: bool) -> list[str]:
             ]
         if _counts(step_progress(run, step)) != _counts(step_progress(reference, step)):
             found.append(f"step {step}: progress {step_progress(run, step)}, {step_progress(reference, step)} there")
-    validated = [
-        [step for step in of if step_metrics(where, step)] for where, of in ((run, steps), (reference, theirs))
-    ]
+    validated = [[step for step in saved_steps(where) if step_metrics(where, step)] for where in (run, reference)]
     if validated[0] != validated[1] or (not elastic and best_step(run) != best_step(reference)):
         found.append(f"validated steps are {validated[0]}, best {best_step(run)}; {validated[1]} there")
     lines, wanted = (

@@ -22,6 +22,7 @@ os.environ |= {"JAX_PLATFORMS": "cpu", "MLFLOW_DISABLE_TELEMETRY": "true"}
 from faults.chain import Chain, Outcome, Space
 from faults.kinds import FAULTS
 from faults.runs import KINDS, Kit
+
 from wmtp_jax.console import err, out, print_json, table
 
 _AT_ONCE = 2

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # All that takes long to import: a process that is forked here has it already. No jax backend is up then.
-import transformers.models.auto.tokenization_auto
-import wmtp_jax.data.tokenize
+import transformers.models.auto.tokenization_auto  # noqa: F401
+
 import wmtp_jax.processes
 import wmtp_jax.train
 import wmtp_jax.training.loop
-import wmtp_jax.training.run  # noqa: F401
+import wmtp_jax.training.run
 from wmtp_jax.errors import run_command
 
 _HOLD_S = 120.0
