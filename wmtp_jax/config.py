@@ -127,8 +127,21 @@ class TrainingSettings(Part):
     max_skipped_steps: int = Field(
         5,
         ge=0,
-        description="Updates in a row that may be skipped because a loss or gradient is not finite; one more stops "
-        "the run.",
+        description="Updates in a row that may be skipped because a loss or gradient is not finite, or is a spike; one "
+        "more stops the run.",
+    )
+    spike_sigma: float | None = Field(
+        None,
+        ge=1,
+        description="Skip an update whose loss or gradient norm is more than this many standard deviations above the "
+        "mean of the last `spike_window`; 6 is usual. null: no update is skipped for its size.",
+    )
+    spike_window: int = Field(
+        128,
+        ge=4,
+        le=2**20,
+        description="`spike_sigma`: updates that a new one is compared with; until half of them are there, none is a "
+        "spike.",
     )
     remat: Literal["none", "dots", "attention", "full"] = Field(
         "none",

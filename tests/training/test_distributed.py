@@ -163,6 +163,28 @@ def test_a_killed_process_ends_the_other_and_the_run_continues(runs, train_argum
     assert_same_run(folder, never_killed)
 
 
+def test_a_signal_to_one_process_stops_all_at_the_same_step(runs, train_arguments, train_command, tmp_path: Path):
+    folder, never_stopped = (Path(shutil.copytree(runs[0], tmp_path / name)) for name in ("stopped", "never-stopped"))
+    by_time = "checkpoint.save_every_minutes=1e-9"  # the processes agree on these steps too
+    with started([*train_arguments(folder, *MESH, by_time), "--json"]) as (first, second):
+        deadline = time.monotonic() + 100
+        while not any(step > 6 for step in saved_steps(folder)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        second.send_signal(signal.SIGTERM)
+        (out, error), _ = finish([first, second])
+        assert [first.returncode, second.returncode] == [0, 0], error
+    figures = json.loads(out)
+    assert figures["stopped_by"] == "another process"
+    assert "resume with: python -m wmtp_jax.train" in error
+    last = saved_steps(folder)[-1]
+    assert last == figures["steps"] > 6
+    for run in (folder, never_stopped):
+        train_command(run, *MESH, f"training.max_steps={last + 1}")
+    ours, theirs = (leaves(f"{run}@latest") for run in (folder, never_stopped))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+
+
 def test_bad_input_is_told_once_and_ends_all(runs, train_arguments):
     one = runs[0]
     with started(train_arguments(one, *MESH, "training.learning_rate=1e-4")) as processes:

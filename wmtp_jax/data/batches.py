@@ -152,10 +152,12 @@ class Batch(NamedTuple):
     Attributes:
       rows: on the devices, (accumulation, rows of a micro-batch, S).
       lengths: tokens of each of their documents, those of other processes included.
+      numbers: of the rows in their source, those of other processes included, (accumulation, rows of a micro-batch).
     """
 
     rows: Rows
     lengths: np.ndarray
+    numbers: np.ndarray
 
 
 def training_batches(
@@ -195,7 +197,7 @@ def training_batches(
     )
 
     def read(numbers: np.ndarray) -> Batch:
-        return Batch(place_rows(source.__getitem__, numbers, sharding), source.lengths(numbers))
+        return Batch(place_rows(source.__getitem__, numbers, sharding), source.lengths(numbers), numbers)
 
     iterator = iter(batches[:last_step].map(read).to_iter_dataset(_READ))
     grain.experimental.set_next_index(iterator, first_step)

@@ -28,6 +28,7 @@ from wmtp_jax.training.saved import (
     CHECKPOINTS_FOLDER,
     METRICS_ITEM,
     PROGRESS_ITEM,
+    add_metrics,
     remove_old_steps,
     remove_unfinished,
     step_directory,
@@ -154,6 +155,12 @@ class Checkpoints:
         self._settling.start()
         self.stalled += time.perf_counter() - started
 
+    def complete(self, step: int, metrics: dict[str, float]) -> None:
+        """Gives a step of an earlier session the metrics of the validation that it owed. Raises OSError."""
+        if is_first():
+            add_metrics(self._run_directory, step, metrics)
+            self._remove_old()
+
     def _before_commit(self) -> None:
         """Called by Orbax in process 0 when all of a step is written, before it gets its name."""
         folder = self._run_directory / CHECKPOINTS_FOLDER
@@ -168,9 +175,12 @@ class Checkpoints:
             self._fail(error)
             return
         self.seconds += time.perf_counter() - started
+        if is_first():
+            self._remove_old()
+
+    def _remove_old(self) -> None:
         try:
-            if is_first():
-                remove_old_steps(self._run_directory, keep=self._keep, save_best=self._save_best)
+            remove_old_steps(self._run_directory, keep=self._keep, save_best=self._save_best)
         except (OSError, UserError) as error:
             err.print(f"older steps are not removed: {error}", highlight=False, soft_wrap=True)
 
@@ -220,7 +230,8 @@ class Checkpoints:
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != "params"}
+    """What a state holds beside the parameters; what a run does not have (None) is not saved either."""
+    return {name: value for name, value in state._asdict().items() if name != "params" and value is not None}
 
 
 def _reason(error: Exception) -> str:

@@ -43,10 +43,10 @@ from wmtp_jax.training.run_directory import (
 from wmtp_jax.training.saved import (
     CHECKPOINTS_FOLDER,
     VALIDATION_LOSS,
-    add_metrics,
     best_step,
     keep_step,
     latest_sound_step,
+    needed_steps,
     remove_unfinished,
     saved_steps,
     step_metrics,
@@ -74,7 +74,8 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
     Raises:
       UserError: the run directory belongs to another run or cannot be written, another process is at work in it,
         the mesh does not fit the devices, or the processes do not do the same.
-      Failure: the loss is no longer a finite number, or the last step could not be saved.
+      Failure: too many updates in a row were skipped, val/loss is no finite number, or the last step could not be
+        saved.
     """
     started = time.perf_counter()
     interruption = interruption or Interruption()
@@ -84,6 +85,7 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
             if is_first():
                 stack.enter_context(lock_run(run.directory))
             before, changes = find_changes(run, allow_changed)
+            needed_steps(run.directory)  # a damaged list is told now, not when old steps are removed
             if is_first():
                 remove_unfinished(run.directory)
                 latest_sound_step(run.directory)
@@ -101,7 +103,7 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
         **_figures(run, last_step),
         "first_step": first_step,
         "seconds": time.perf_counter() - started,
-        "stopped_by": None if _is_done(run, last_step) else interruption.requested,
+        "stopped_by": None if _is_done(run, last_step) else interruption.requested or "another process",
     }
 
 
@@ -281,14 +283,13 @@ def _train(
             metrics_file = stack.enter_context(contextlib.closing(MetricsFile(run.directory, first_step)))
         if is_first() and settings.tracking.mlflow:
             mlflow = stack.enter_context(contextlib.closing(MlflowRun(settings, run.stage.name, run.directory)))
-        log = Records(run, metrics_file, mlflow, progress)
+        log = Records(run, metrics_file, mlflow, progress, checkpoints.wait)
         if _owes_validation(run, first_step):
             validation = trainer.validate(state.params)
             assert validation is not None
             _check_sound(run, first_step, validation)
             log.validation(first_step, validation)
-            if is_first():
-                add_metrics(run.directory, first_step, validation)
+            checkpoints.complete(first_step, validation)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         clock, stop = SaveClock(run, checkpoints, bar.note), Meeting("stop")
         if is_first():

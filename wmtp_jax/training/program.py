@@ -24,6 +24,7 @@ from wmtp_jax.parallel.sharding import batch_sharding, parameter_shardings, plac
 from wmtp_jax.training.objective import Objective
 from wmtp_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from wmtp_jax.training.scoring import make_scorer
+from wmtp_jax.training.spikes import SpikeGuard, spike_guard
 from wmtp_jax.training.stages import Stage
 from wmtp_jax.training.step import Trains, TrainState, init_state, make_train_step, split_params
 from wmtp_jax.training.validation import make_eval_step
@@ -76,7 +77,7 @@ class Program:
 
     def init(self, params: Any) -> TrainState:
         """The state before the first update."""
-        return init_state(params, self.optimizer, self.objective.trains)
+        return init_state(params, self.optimizer, self.objective.trains, spike_guard(self.settings.training))
 
     def trace_step(self) -> Any:
         """The update, ``(state, rows) -> (state, metrics)``, which takes over the memory of the state."""
@@ -84,7 +85,7 @@ class Program:
         rows = self._train_rows()
         step = make_train_step(
             self.graphdef, self.optimizer, learning_rate_schedule(self.settings.training, self.total_steps),
-            self.objective, self._offload(),
+            self.objective, self._offload(), spike_guard(self.settings.training),
         )  # fmt: skip
         jitted = jax.jit(
             step,
@@ -162,8 +163,11 @@ def make_program(
     rate = learning_rate_schedule(settings.training, total_steps)
     optimizer = make_optimizer(settings.training, rate, settings.critic.head_learning_rate)
     _check_offload(settings, mesh)
-    shardings = state_shardings(shapes, optimizer, mesh, objective.trains, host=settings.training.offload_optimizer)
-    state = jax.eval_shape(partial(init_state, optimizer=optimizer, trains=objective.trains), shapes)
+    guard = spike_guard(settings.training)
+    shardings = state_shardings(
+        shapes, optimizer, mesh, objective.trains, guard, host=settings.training.offload_optimizer
+    )
+    state = jax.eval_shape(partial(init_state, optimizer=optimizer, trains=objective.trains, guard=guard), shapes)
     return Program(
         stage=stage,
         settings=settings,
@@ -234,7 +238,13 @@ def _check_offload(settings: Settings, mesh: Mesh) -> None:
 
 
 def state_shardings(
-    shapes: Any, optimizer: optax.GradientTransformation, mesh: Mesh, trains: Trains, *, host: bool = False
+    shapes: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    trains: Trains,
+    guard: SpikeGuard | None = None,
+    *,
+    host: bool = False,
 ) -> TrainState:
     """Placement of the state: the optimizer's moments lie where their parameters lie, or in the host's memory."""
     replicated = NamedSharding(mesh, P())
@@ -250,7 +260,9 @@ def state_shardings(
         transform_non_params=lambda _: replicated,
     )
     whitening = jax.tree.map(lambda _: replicated, initial_whitening())
-    return TrainState(replicated, parameter_shardings(shapes, mesh), opt_state, whitening, replicated, replicated)
+    spikes = jax.tree.map(lambda _: replicated, guard.initial()) if guard else None
+    params = parameter_shardings(shapes, mesh)
+    return TrainState(replicated, params, opt_state, whitening, replicated, replicated, spikes)
 
 
 def _row_shapes(shape: tuple[int, ...], *, outcomes: bool = False, scores: bool = False) -> Rows:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,18 +17,37 @@ import numpy as np
 from wmtp_jax.console import err
 from wmtp_jax.data.batches import Batch
 from wmtp_jax.errors import Failure
+from wmtp_jax.parallel.distributed import is_first
 from wmtp_jax.training.run import Run
+from wmtp_jax.training.saved import saved_steps
 from wmtp_jax.training.throughput import device_memory_gb, forward_flops, matmul_peak, update_flops
 from wmtp_jax.training.tracking import MetricsFile, MlflowRun
 
+BAD_BATCHES_FILE = "bad_batches.jsonl"  # in a run directory: the batches of skipped updates, one JSON object each
+_SHOWN = 8  # of each list of a message
+
 
 class Records:
-    """Turns the figures of finished steps into records (where there is a file); keeps the totals of the run."""
+    """Turns the figures of finished steps into records (where there is a file); keeps the totals of the run.
 
-    def __init__(self, run: Run, file: MetricsFile | None, mlflow: MlflowRun | None, progress: dict[str, Any]):
+    Args:
+      run: which run.
+      file, mlflow: where records go; None in processes that write none.
+      progress: the totals so far.
+      wait: waits for the saves in flight.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        file: MetricsFile | None,
+        mlflow: MlflowRun | None,
+        progress: dict[str, Any],
+        wait: Callable[[], None],
+    ):
         self.progress = {"skipped": 0, "empty": 0, **progress}
-        self._warned = False
-        self._run, self._file, self._mlflow = run, file, mlflow
+        self._warned, self._unwritten = False, False
+        self._run, self._file, self._mlflow, self._wait = run, file, mlflow, wait
         self._peak = matmul_peak(run.settings.model.compute_dtype) * run.schedule.devices
 
     def start(self) -> None:
@@ -45,7 +67,7 @@ class Records:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         waited, self._waited = self._waited, 0.0
-        self._check_finite(step, values)
+        self._check_finite(step, values, batch)
         tokens = int(values.pop("train/tokens"))
         self.progress["tokens"] += tokens
         self.progress["seconds"] += seconds
@@ -73,24 +95,73 @@ class Records:
             )
         return f"loss {values['train/loss']:.3f}, {tokens / seconds:,.0f} tokens/s"
 
-    def _check_finite(self, step: int, values: dict[str, float]) -> None:
-        """Counts skipped updates aloud, and stops where there are too many in a row."""
-        in_a_row = int(values.pop("train/skipped_in_a_row"))
+    def _check_finite(self, step: int, values: dict[str, float], batch: Batch) -> None:
+        """Counts skipped updates aloud, writes down their batches, and stops where there are too many in a row."""
+        in_a_row, spike = int(values.pop("train/skipped_in_a_row")), bool(values.pop("train/is_spike", 0.0))
+        means = {name: values.pop(f"{name}_mean", math.nan) for name in ("train/loss", "train/grad_norm")}
         if not in_a_row:
             return
-        settings = self._run.settings
-        figures = f"train/loss is {values['train/loss']}, train/grad_norm {values['train/grad_norm']}"
-        err.print(f"[yellow]step {step} skipped:[/] {figures}", highlight=False)
-        if in_a_row > settings.training.max_skipped_steps:
-            bad = [name for name, value in values.items() if not math.isfinite(value)]
-            raise Failure(
-                f"step {step}: {figures}; {in_a_row} updates in a row were skipped, more than "
-                f"training.max_skipped_steps {settings.training.max_skipped_steps}; stopped. Not finite: "
-                f"{', '.join(bad)}. Earlier checkpoints in {self._run.directory} are untouched. If it came on after "
-                "good steps, start another run (experiment.name) from them (model.path=RUN@latest) with a lower "
-                "training.learning_rate or training.max_grad_norm; if it was there from the first step, look for NaN "
-                "in the model (`python -m conversion verify`) and in the scores of the critic or reference."
+        figures = f"train/loss is {values['train/loss']:.6g}, train/grad_norm {values['train/grad_norm']:.6g}"
+        if spike:
+            over = [name for name in means if values[name] > values[f"{name}_limit"]]
+            of_each = (f"{name} has mean {means[name]:.6g}, limit {values[f'{name}_limit']:.6g}" for name in over)
+            why = f"spike: {', '.join(of_each)}"
+        else:
+            # The metrics need not show it: Rho-1 does not choose a target whose score is NaN.
+            bad = [name for name in values if not (math.isfinite(values[name]) or name.endswith("_limit"))]
+            why = f"not finite: {', '.join(bad) or 'scores of the critic or reference'}"
+        rows, tasks = self._keep_batch(step, why, values, batch)
+        err.print(f"[yellow]step {step} skipped:[/] {figures}; {why}", highlight=False, soft_wrap=True)
+        most = self._run.settings.training.max_skipped_steps
+        if in_a_row > most:
+            self._wait()
+            good, saved = step - in_a_row, saved_steps(self._run.directory)
+            advice = (
+                "If the level has changed for good, continue with a larger training.max_skipped_steps, or start "
+                "another run with a larger training.spike_sigma; if not"
+                if spike
+                else "If it was there from the first step, look for NaN in the model (`python -m conversion verify`) "
+                "and in the scores of the critic or reference; if it came on after good steps"
             )
+            raise Failure(
+                f"step {step}: {figures}; {why}; {in_a_row} updates in a row were skipped, more than "
+                f"training.max_skipped_steps {most}; stopped. The last good step is {good or 'none'}, the last "
+                f"saved one {saved[-1] if saved else 'none'}; what is in {self._run.directory} is untouched. "
+                f"This batch: tasks {_some(tasks)}; rows {_some(rows)}"
+                f"{'' if self._unwritten else f' (all skipped batches are in {BAD_BATCHES_FILE} there)'}. {advice}, "
+                "look at these batches, and start another run (experiment.name) from a saved step "
+                "(model.path=RUN@latest) with a lower training.learning_rate or training.max_grad_norm."
+            )
+
+    def _keep_batch(self, step: int, why: str, values: dict[str, float], batch: Batch) -> tuple[list[int], list[str]]:
+        """Appends the batch of a skipped update to the run's `BAD_BATCHES_FILE`; returns its rows and its tasks."""
+        source, rows = self._run.train, batch.numbers.reshape(-1).tolist()
+        solutions = np.concatenate([source.documents(row) for row in rows]).tolist()
+        problems = dict.fromkeys(source.split.problem[solutions].tolist())  # in the order of the rows, each once
+        tasks = [source.split.task_id(problem) for problem in problems]
+        if is_first():
+            figures = {name: values[f"train/{name}"] for name in ("loss", "grad_norm")}
+            record = {
+                "step": step,
+                "why": why,
+                # JSON has no NaN: what is not finite stands as text.
+                **{name: value if math.isfinite(value) else str(value) for name, value in figures.items()},
+                "rows": rows,
+                "task_ids": tasks,
+                "solutions": solutions,
+            }
+            try:
+                _append_line(self._run.directory / BAD_BATCHES_FILE, json.dumps(record))
+            except OSError as error:  # training does not depend on it
+                if not self._unwritten:
+                    err.print(
+                        f"[yellow]{BAD_BATCHES_FILE} cannot be written[/] ({error.strerror}): skipped batches are told "
+                        "here alone",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+                self._unwritten = True
+        return rows, tasks
 
     def _flops(self, lengths: np.ndarray) -> float:
         objective = self._run.objective
@@ -106,3 +177,18 @@ class Records:
             self._file.log(step, values)
         if self._mlflow:
             self._mlflow.log(step, values)
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Appends a line; one before it that was cut short (by a kill, by a full disk) stays a line by itself."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else "\n" + line
+        file.write(f"{line}\n".encode())
+
+
+def _some(entries: list[Any]) -> str:
+    """The first entries of a list, and how many more there are."""
+    more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+    return ", ".join(map(str, entries[:_SHOWN])) + more

@@ -16,6 +16,7 @@ from wmtp_jax.data.pack import Rows
 from wmtp_jax.losses.mtp import head_counts, head_sums, mean_over_heads
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.training.objective import Objective
+from wmtp_jax.training.spikes import SpikeGuard
 from wmtp_jax.weighting.td import initial_whitening
 from wmtp_jax.weighting.tokens import Tokens, Whitening
 
@@ -31,8 +32,9 @@ class TrainState(NamedTuple):
       params: nested dict of parameters.
       opt_state: state of the optimizer, of the parameters that are trained.
       whitening: moving averages of TD errors.
-      skipped: int32 (), updates skipped so far because something was not finite.
+      skipped: int32 (), updates skipped so far because something was not finite, or was a spike.
       skipped_in_a_row: int32 (), of those, the ones since the last update that was not.
+      spikes: what the guard against spikes remembers, `Recent`; None without a guard.
     """
 
     step: Any  # Array; also a shape or a placement in a tree of those
@@ -41,16 +43,20 @@ class TrainState(NamedTuple):
     whitening: Any
     skipped: Any
     skipped_in_a_row: Any
+    spikes: Any = None
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, trains: Trains) -> TrainState:
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, trains: Trains, guard: SpikeGuard | None = None
+) -> TrainState:
     """The state before the first update; ``trains(dotted name)`` says which parameters are updated."""
 
     def zero() -> Array:  # not one array for all: each is donated
         return jnp.zeros((), jnp.int32)
 
     opt_state = optimizer.init(split_params(params, trains)[0])
-    return TrainState(zero(), params, opt_state, initial_whitening(), zero(), zero())
+    spikes = guard.initial() if guard else None
+    return TrainState(zero(), params, opt_state, initial_whitening(), zero(), zero(), spikes)
 
 
 def split_params(params: Any, trains: Trains) -> tuple[Any, Any]:
@@ -72,6 +78,7 @@ def make_train_step(
     schedule: optax.Schedule,
     objective: Objective,
     offload: tuple[Any, Any] | None = None,
+    guard: SpikeGuard | None = None,
 ) -> Callable[[TrainState, Rows], tuple[TrainState, Metrics]]:
     """The update under an objective: ``(state, rows) -> (state, metrics)``.
 
@@ -82,7 +89,8 @@ def make_train_step(
     of A x B rows. Where weights depend on what the model says, and A > 1 or adapters have dropout, one more forward
     pass (without dropout) finds them.
 
-    An update whose loss or gradient is not finite changes nothing but the counts of skipped updates.
+    An update whose loss or gradient is not finite changes nothing but the counts of skipped updates; nor does one that
+    ``guard`` calls a spike, but for what the guard remembers.
     """
 
     def weigh(rows: Rows, ce_BSn: Any, values_BS: Any, whitening: Whitening, noise_BSn: Any) -> Any:
@@ -182,14 +190,21 @@ def make_train_step(
         params = optax.apply_updates(trained, updates)
         whitening = state.whitening if weighed is None else weighed[1]
         done = TrainState(state.step, params, opt_state, whitening, state.skipped, jnp.zeros((), jnp.int32))
-        skipped = state._replace(params=trained, skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+        skipped = state._replace(
+            params=trained, skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1, spikes=None
+        )
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         # A score or a statistic that is not finite may leave the loss finite: a target is not chosen, a weight clipped.
         finite &= jnp.isfinite(whitening.mean) & jnp.isfinite(whitening.std)
         if objective.needs_scores:
             finite &= jnp.all(jnp.isfinite(rows.scores) | (rows.segment_ids == 0))
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), done, skipped)
-        after = after._replace(step=state.step + 1, params=join_params(after.params, kept))
+        accepted, spikes = finite, None
+        of_spikes: Metrics = {}
+        if guard:
+            spike, spikes, of_spikes = guard.judge(state.spikes, loss, norm, finite)
+            accepted = finite & ~spike
+        after = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), done, skipped)
+        after = after._replace(step=state.step + 1, params=join_params(after.params, kept), spikes=spikes)
         if offload:
             after = after._replace(opt_state=jax.device_put(after.opt_state, offload[1]))
         metrics = {
@@ -200,6 +215,7 @@ def make_train_step(
             "train/tokens": jnp.sum(rows.segment_ids > 0, dtype=jnp.float32),
             "train/skipped_steps": after.skipped.astype(jnp.float32),
             "train/skipped_in_a_row": after.skipped_in_a_row.astype(jnp.float32),
+            **of_spikes,
             **_metrics(objective, sums, counts),
             **({} if weighed is None else weighed[2]),
         }
