@@ -215,7 +215,7 @@ def _arrays(run: Path, step: int, item: str) -> dict[str, np.ndarray]:
         ".".join(key["key"] for key in x["key_metadata"]) for x in leaves if x["value_metadata"]["value_type"] != "None"
     ]
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
-    kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{(folder / item).resolve()}/"}}
+    kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{(folder / item).absolute()}/"}}
     opened = {name: ts.open({"driver": driver, "kvstore": {**kvstore, "path": f"{name}/"}}).result() for name in names}
     assert opened
     return {name: array.read().result() for name, array in opened.items()}

@@ -1,6 +1,9 @@
 """The short form of ``make soak``: each kind of fault once, in runs that end as if nothing had happened."""
 
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from faults.chain import Outcome, Space
 from faults.runs import Kit, differences
 from faults.soak import Plan, plans, run_chain, summary
 
+from wmtp_jax.interruption import Interrupted, Interruption
 from wmtp_jax.training.saved import CHECKSUMS_FILE, find_damage, saved_steps, step_directory
 
 CHAINS = {
@@ -85,6 +89,23 @@ def test_the_comparison_sees_a_difference(kit: Kit, tmp_path: Path):
     path = tmp_path / "run/metrics.jsonl"
     path.write_text(path.read_text().replace('"step": 20,', '"step": 20, "train/extra": 1.0,', 1))
     assert differences(tmp_path / "run", reference, elastic=False) == ["metrics.jsonl has other lines or names"]
+
+
+def test_a_signal_outlives_a_garbage_collection():
+    """Python drops what is raised in ``__del__`` and in callbacks of the collector."""
+
+    class Interrupting:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # the handler runs here
+
+    def set_up():
+        with Interruption():
+            Interrupting()
+            time.sleep(5)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        set_up()
 
 
 def test_a_seed_makes_the_same_plan():
