@@ -1,5 +1,6 @@
 # make demo   set up and train every stage in small on the embedded problems (about ten minutes)
 # make test   what CI runs          make lint   style and types
+# make soak   200 faults injected into runs of all stages: what they cost (half an hour; SOAK="--faults 60 --seed 1")
 # make schema settings reference    make bench  benchmarks         make clean
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ RUNS := storage/checkpoints
 # In the order in which one needs the other.
 STAGES := baseline critic verifiable reference rho1
 
-.PHONY: demo test lint schema bench clean
+.PHONY: demo test soak lint schema bench clean
 
 # One stamp a set of extras: installed again only when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml
@@ -44,6 +45,9 @@ demo: $(VENV)/.installed
 # A process for each core of a small machine; the tests of a file share their compiled steps.
 test: $(VENV)/.installed-plan
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
+
+soak: $(VENV)/.installed-test
+	PYTHONPATH=tests:. $(BIN)/python -m faults.soak $(SOAK)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

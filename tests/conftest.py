@@ -13,6 +13,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import numpy as np
 import pytest
+import tiny
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests/golden"
@@ -37,32 +38,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """A processed data set of 80 problems with a tokenizer, made by the project's own commands."""
-    from wmtp_jax import prepare
-    from wmtp_jax.data.tokenize import train_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny")
-    for split, numbers in (("train", range(60)), ("valid", range(60, 80))):
-        rows = [
-            {
-                "name": f"add-{n}",
-                "description": f"Read a number and print it plus {n}.",
-                "public_tests": {"input": ["1"], "output": [str(n + 1)]},
-                "solutions": {
-                    "language": [3, 3],
-                    "solution": [f"x = int(input())\nprint(x + {n})", f"print({n} + int(input()))"],
-                },
-                "incorrect_solutions": {"language": [3], "solution": [f"print({n})"]},
-            }
-            for n in numbers
-        ]
-        (folder / "raw").mkdir(exist_ok=True)
-        (folder / f"raw/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        if split == "train":
-            texts = [row["description"] + program for row in rows for program in _programs(row)]
-            train_tokenizer(texts, 300, folder / "tokenizer")
-    raw, tokenizer, data = map(str, (folder / "raw", folder / "tokenizer", folder / "data"))
-    prepare.main(["--dataset", "codecontests", "--source", raw, "--tokenizer", tokenizer, "--output", data, "--json"])
-    return folder / "data"
+    return tiny.make_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
@@ -77,10 +53,6 @@ def changed_data(tiny_data: Path, tmp_path_factory) -> Path:
     raw, data, tokenizer = map(str, (folder / "raw", folder / "data", tiny_data / "tokenizer"))
     prepare.main(["--dataset", "codecontests", "--source", raw, "--tokenizer", tokenizer, "--output", data, "--json"])
     return folder / "data"
-
-
-def _programs(row: dict) -> list[str]:
-    return [*row["solutions"]["solution"], *row["incorrect_solutions"]["solution"]]
 
 
 @pytest.fixture(scope="session")
@@ -99,40 +71,13 @@ def convert():
 
 @pytest.fixture(scope="session")
 def train_arguments(tiny_data: Path, tmp_path_factory):
-    """Arguments of ``wmtp_jax.train`` for the tiny data and a tiny model.
-
-    A stage that starts from ``model.path`` takes the model's architecture from there.
-    """
+    """Arguments of ``wmtp_jax.train`` for the tiny data and a tiny model."""
     cache = tmp_path_factory.mktemp("xla")
-    overrides = [
-        f"dataset.path={tiny_data}",
-        "dataset.max_length=64",
-        "data_sampling.n_samples=100",
-        "data_sampling.n_validation_samples=20",
-        "model.architecture.dim=32",
-        "model.architecture.n_layers=4",
-        "model.architecture.n_heads=4",
-        "model.architecture.n_kv_heads=2",
-        "model.architecture.ffn_dim=64",
-        "model.architecture.n_future_tokens=2",
-        "model.architecture.vocab_size=300",
-        "training.batch_size=1",
-        "training.warmup_ratio=0.1",
-        "training.learning_rate=1e-2",
-        "training.gradient_accumulation_steps=2",
-        "training.unroll_layers=false",
-        "runtime.mesh={data: 1, fsdp: 4, tensor: 1}",
-        f"runtime.compilation_cache={cache}",
-        "tracking.mlflow=false",
-    ]
+    overrides = tiny.overrides(tiny_data, cache)
 
     def arguments(save_dir: Path | None, *more: str, stage: str = "baseline") -> list[str]:
         place = [f"checkpoint.save_dir={save_dir}"] if save_dir else []
-        given = any(o.startswith("model.path=") for o in more)
-        usual = [o for o in overrides if not (given and o.startswith("model.architecture"))]
-        usual += ["model.architecture=null"] if given else []
-        chosen = [part for o in (*usual, *place, *more) for part in ("--override", o)]
-        return ["--stage", stage, "--config", str(ROOT / f"configs/{stage}/micro.yaml"), *chosen]
+        return tiny.arguments(stage, overrides, *place, *more)
 
     return arguments
 

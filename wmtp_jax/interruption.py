@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -43,6 +44,7 @@ class Interruption:
         self._write = write
         self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         self._wakeup_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._hook_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
         self._watching = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._watching.start()
         return self
@@ -50,6 +52,7 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         if self._watching is None:
             return
+        sys.unraisablehook = self._hook_before
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -66,6 +69,15 @@ class Interruption:
         if not self._finishes and not self._raised:
             self._raised = True
             raise Interrupted(self.requested)
+
+    def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        """Raises an `Interrupted` again that has hit a callback of the garbage collector, which drops exceptions."""
+        if not isinstance(lost.exc_value, Interrupted):
+            self._hook_before(lost)
+            return
+        self._raised = False
+        number = signal.Signals[str(lost.exc_value)]
+        threading.Timer(_ECHO_S / 10, os.kill, (os.getpid(), number)).start()  # an echo to `_watch`
 
     def _watch(self) -> None:
         first: float | None = None

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -91,11 +93,18 @@ class Checkpoints:
         )
 
     def __enter__(self) -> Checkpoints:
+        self._hook_before, sys.excepthook = sys.excepthook, self._show_exception
         return self
 
     def __exit__(self, *_: object) -> None:
         self.wait()
+        sys.excepthook = self._hook_before
         self._checkpointer.close()
+
+    def _show_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        """Leaves out what tensorstore prints for every array of a failed save that had not failed itself yet."""
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            self._hook_before(kind, error, trace)
 
     @property
     def is_saving(self) -> bool:
