@@ -16,7 +16,15 @@ GUIDES = ("docs/conversion.md", "docs/conversion.ko.md")
 SCALING = ("docs/scaling.md", "docs/scaling.ko.md")
 DATA = ("docs/data.md", "docs/data.ko.md")
 RECOVERY = ("docs/recovery.md", "docs/recovery.ko.md")
-OTHERS = (*SCALING, *DATA, *RECOVERY, "docs/objectives.md", "docs/objectives.ko.md", "CONTRIBUTING.md", "configs/README.md")
+OTHERS = (
+    *SCALING,
+    *DATA,
+    *RECOVERY,
+    "docs/objectives.md",
+    "docs/objectives.ko.md",
+    "CONTRIBUTING.md",
+    "configs/README.md",
+)
 
 
 def blocks(readme: str, language: str) -> list[str]:
