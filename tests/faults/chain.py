@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.runs import EVERY, KINDS, LAST, ONE, Kit, differences, reached
+from faults.tracker import Proxy, undelivered
 from faults.victim import Process
 
 from wmtp_jax.training.saved import saved_steps
@@ -104,11 +106,16 @@ class Chain:
         self.run = space.view / "run" if space else self.directory
         self.outcomes: list[Outcome] = []
         self._fresh, self._sessions = fresh, 0
+        self.proxy = Proxy(kit.server) if self.kind.tracked else None
+        self._experiment = folder.name
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, *more: str, **how: Any) -> Process:
         """Starts a session; ``how``: see `Process`."""
         self._sessions += 1
+        if self.proxy:
+            uri = f"tracking.uri={self.proxy.address}"
+            more = (*more, "tracking.mlflow=true", uri, f"tracking.experiment={self._experiment}")
         arguments = self.kit.arguments(self.name, self.directory, self.layout, *more)
         log = self.folder / f"{self._sessions:02d}.log"
         patched = how.get("points") or how.get("constants") or self.kind.numb
@@ -199,12 +206,20 @@ class Chain:
 
     def finish(self) -> list[str]:
         """Lets the run end, and compares it with its reference; returns what is other."""
+        if self.proxy:
+            self.proxy.mode = "up"
         process = self.start()
         code = process.wait(PATIENCE_S)
         self.settle(process)
         wrong = [f"the last session ended with {code}; see {process.log}"] if code != 0 else []
         if not wrong:
             wrong = differences(self.run, self.kit.reference(self.name), elastic=self.kind.elastic)
+        if self.proxy and not wrong:
+            command = [sys.executable, "-m", "wmtp_jax.sync", str(self.run)]
+            synced = subprocess.run(command, capture_output=True, text=True, check=False)
+            wrong = undelivered(self.run, self.kit.server, self._experiment)
+            if synced.returncode:
+                wrong.append(f"sync ended with {synced.returncode}: {synced.stderr[-500:]}")
         for outcome in self.outcomes:
             if outcome.lost is None:
                 outcome.wrong.append("no session has told where it went on")
@@ -212,7 +227,9 @@ class Chain:
         return wrong
 
     def close(self, *, keep: bool) -> None:
-        """Ends the file system of its own, and removes the folder."""
+        """Ends the file system of its own and the proxy, and removes the folder."""
+        if self.proxy:
+            self.proxy.close()
         if self.space:
             if keep:
                 shutil.copytree(self.run, self.folder / "run", dirs_exist_ok=True)

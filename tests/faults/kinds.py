@@ -32,7 +32,8 @@ class Kind(NamedTuple):
       inject: takes the chain, the fault's name, and how many more are planned; returns None where it has not come
         about, because the run was finished before.
       weight: how often, beside the others.
-      needs: ``"space"``: a file system of its own; ``"elastic"``: a run that may change its devices.
+      needs: ``"space"``: a file system of its own; ``"elastic"``: a run that may change its devices;
+        ``"tracked"``: one whose metrics go to MLflow.
     """
 
     inject: Fault
@@ -81,7 +82,7 @@ def _kill_over_owed_validation(chain: Chain, name: str, left: int) -> Outcome | 
     if not steps or step_metrics(chain.run, steps[-1]):
         return None
     after = chain.random.random() < 0.5
-    where = "wmtp_jax.training.saved:write_whole" if after else "wmtp_jax.training.loop:add_metrics"
+    where = "wmtp_jax.training.saved:write_whole" if after else "wmtp_jax.training.checkpoints:add_metrics"
     return _killed(chain, name, chain.start(points=[Point(where, "kill", after)]))
 
 
@@ -256,6 +257,25 @@ def _other_devices(chain: Chain, name: str, left: int) -> Outcome | None:
     return outcome
 
 
+def _mlflow(mode: str, number: int, *, at_start: bool) -> Fault:
+    """MLflow fails from the start or from some step on, until the session is ended by a signal."""
+
+    def inject(chain: Chain, name: str, left: int) -> Outcome | None:
+        assert chain.proxy is not None
+        chain.proxy.mode = mode if at_start else "up"
+        process = chain.start()
+        chain.reach_some_step(process, left)
+        chain.proxy.mode = mode
+        if chain.random.random() < 0.5:
+            time.sleep(chain.random.uniform(0, 2))  # MLflow is written to once a second
+        process.signal(number)
+        outcome = _killed(chain, name, process) if number == signal.SIGKILL else _asked(chain, name, process)
+        chain.proxy.mode = "up"
+        return outcome
+
+    return inject
+
+
 FAULTS = {
     "SIGKILL at some instant": Kind(_kill, 6),
     "SIGKILL before training begins": Kind(_kill_in_set_up),
@@ -296,5 +316,13 @@ FAULTS = {
     "checksums: gone": Kind(_damage("remove", "checksums.json", harmless=True), 1),
     "metadata: cut short": Kind(_damage("cut", "_CHECKPOINT_METADATA"), 1),
     "metadata: gone": Kind(_damage("remove", "_CHECKPOINT_METADATA"), 1),
+    "MLflow away at the start": Kind(_mlflow("away", signal.SIGTERM, at_start=True), needs="tracked"),
+    "MLflow away in mid-run": Kind(_mlflow("away", signal.SIGTERM, at_start=False), needs="tracked"),
+    "MLflow answers 401": Kind(_mlflow("401", signal.SIGTERM, at_start=True), 1, needs="tracked"),
+    "MLflow answers 500 in mid-run": Kind(_mlflow("500", signal.SIGTERM, at_start=False), 1, needs="tracked"),
+    "MLflow is slow": Kind(_mlflow("slow", signal.SIGTERM, at_start=True), needs="tracked"),
+    "MLflow's answers are lost": Kind(_mlflow("cut", signal.SIGTERM, at_start=False), needs="tracked"),
+    "MLflow's answers are lost, SIGKILL": Kind(_mlflow("cut", signal.SIGKILL, at_start=True), needs="tracked"),
+    "MLflow up, SIGKILL": Kind(_mlflow("up", signal.SIGKILL, at_start=True), needs="tracked"),
     "restart on other devices": Kind(_other_devices, 6, needs="elastic"),
 }

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 import tiny
+from faults.tracker import Server
 from faults.victim import Process
 
 from wmtp_jax.models import store
 from wmtp_jax.training.manifest import read_record
+from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.saved import best_step, saved_steps, step_directory, step_metrics, step_progress
-from wmtp_jax.training.tracking import read_metrics
 
 EVERY = 6  # updates between two saves of the schedule
 LAST = 37  # the last step of all runs
-_TIMING = ("perf/", "system/")
+_TIMING = ("time", "perf/", "system/")
 
 
 class Kind(NamedTuple):
@@ -31,6 +35,7 @@ class Kind(NamedTuple):
       rests_on: kinds of which there must be a reference run.
       elastic: its sessions run on other devices; so it is equal to its reference within 1e-5, not bit for bit.
       numb: some of its scores are NaN.
+      tracked: its metrics go to an MLflow server that fails.
     """
 
     stage: str
@@ -38,6 +43,7 @@ class Kind(NamedTuple):
     rests_on: tuple[str, ...] = ()
     elastic: bool = False
     numb: bool = False
+    tracked: bool = False
 
 
 _POLICY = "model.path={baseline}"
@@ -75,6 +81,7 @@ KINDS = {
         ("baseline", "reference", "scores"),
         numb=True,
     ),
+    "tracked": Kind("baseline", tracked=True),
     "elastic": Kind("baseline", ("training.adam_eps=1e-3",), elastic=True),
 }
 
@@ -108,40 +115,55 @@ class Kit:
 
     def __init__(self, folder: Path):
         self.folder = folder.resolve()
-        self._usual: list[str] | None = None
-        self._references: dict[str, Path] = {}
-        self._lock = threading.RLock()
+        self._made: dict[str, Any] = {}
+        self._locks: dict[str, threading.Lock] = {}
 
-    def usual(self) -> list[str]:
-        """Settings of all runs."""
-        with self._lock:
-            if self._usual is None:
-                (self.folder / "tiny").mkdir(parents=True)
-                self._data = tiny.make_data(self.folder / "tiny")
-                every = ["training.n_epochs=3", f"checkpoint.save_every_steps={EVERY}", "checkpoint.save_total_limit=2"]
-                self._usual = [*tiny.overrides(self._data, self.folder / "xla"), *every]
-            return self._usual
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made by the first thread that asks for it."""
+        with self._locks.setdefault(name, threading.Lock()):
+            if name not in self._made:
+                self._made[name] = make()
+            return self._made[name]
+
+    @property
+    def data(self) -> Path:
+        """The data set."""
+        return self._once("data", self._make_data)
+
+    def _make_data(self) -> Path:
+        (self.folder / "tiny").mkdir(parents=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return tiny.make_data(self.folder / "tiny")
+
+    @property
+    def server(self) -> Server:
+        """MLflow, in which nothing fails."""
+        return self._once("server", lambda: Server(self.folder / "mlflow"))
+
+    def close(self) -> None:
+        """Stops the server, if there is one."""
+        if "server" in self._made:
+            self.server.close()
 
     def arguments(self, name: str, directory: Path, layout: Layout = ONE, *more: str) -> list[str]:
         """Arguments of ``wmtp_jax.train`` for a run of a kind."""
         kind = KINDS[name]
-        places = {other.replace(" ", "_"): self.reference(other) for other in kind.rests_on}
-        chosen = [
-            setting.format(**places) if setting.startswith((*"mewt", "lora")) else setting for setting in kind.settings
-        ]
-        place = f"checkpoint.save_dir={directory}"
-        return tiny.arguments(kind.stage, self.usual(), *chosen, *layout.settings(), place, *more)
+        places = {other: self.reference(other) for other in kind.rests_on}
+        chosen = [setting.format(**places) for setting in kind.settings]
+        usual = tiny.overrides(self.data, self.folder / "xla")
+        usual += ["training.n_epochs=3", "checkpoint.save_total_limit=2"]
+        place = [f"checkpoint.save_every_steps={EVERY}", f"checkpoint.save_dir={directory}"]
+        return tiny.arguments(kind.stage, usual, *chosen, *layout.settings(), *place, *more)
 
     def reference(self, name: str) -> Path:
         """The run of a kind that nothing has interrupted (``scores``: those of the reference model)."""
-        with self._lock:
-            if name not in self._references:
-                where = self.folder / "references" / name
-                where.parent.mkdir(parents=True, exist_ok=True)
-                self._references[name] = self._score(where) if name == "scores" else self._train(name, where)
-            return self._references[name]
+        where = self.folder / "references" / name
+        return self._once(
+            f"reference {name}", lambda: self._score(where) if name == "scores" else self._train(name, where)
+        )
 
     def _train(self, name: str, where: Path) -> Path:
+        where.parent.mkdir(parents=True, exist_ok=True)
         process = Process(self.arguments(name, where), where.with_suffix(".log"), numb=KINDS[name].numb)
         code = process.wait(600)
         assert code == 0, f"{where}: the reference run ended with {code}:\n{process.text}"
@@ -154,8 +176,9 @@ class Kit:
         from wmtp_jax import score
 
         path = where.with_suffix(".arrow")
-        arguments = ["--model", str(self.reference("reference")), "--data", str(self._data), "--output", str(path)]
-        assert score.main([*arguments, "--max-length", "64", "--json"]) == 0
+        arguments = ["--model", str(self.reference("reference")), "--data", str(self.data), "--output", str(path)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert score.main([*arguments, "--max-length", "64", "--json"]) == 0
         return path
 
 
