@@ -17,7 +17,7 @@ from typing import Any
 
 from faults.runs import EVERY, KINDS, LAST, ONE, Kit, differences, reached
 from faults.tracker import Proxy, undelivered
-from faults.victim import Process
+from faults.victim import Point, Process
 
 from wmtp_jax.training.saved import saved_steps
 
@@ -118,6 +118,9 @@ class Chain:
             more = (*more, "tracking.mlflow=true", uri, f"tracking.experiment={self._experiment}")
         arguments = self.kit.arguments(self.name, self.directory, self.layout, *more)
         log = self.folder / f"{self._sessions:02d}.log"
+        if not how and (self.proxy or self.random.random() < 0.4):
+            # Steps as long as a save: else most instants are in saves and validations.
+            how["points"] = [Point("wmtp_jax.training.records:Records.step", "pace", delay=0.1)]
         patched = how.get("points") or how.get("constants") or self.kind.numb
         how.setdefault("fresh", not patched and self.random.random() < self._fresh)
         how["prefix"] = self.space.prefix if self.space else ()

@@ -267,7 +267,7 @@ def _mlflow(mode: str, number: int, *, at_start: bool) -> Fault:
         chain.reach_some_step(process, left)
         chain.proxy.mode = mode
         if chain.random.random() < 0.5:
-            time.sleep(chain.random.uniform(0, 2))  # MLflow is written to once a second
+            time.sleep(chain.random.uniform(0, 1))  # MLflow is written to once a second
         process.signal(number)
         outcome = _killed(chain, name, process) if number == signal.SIGKILL else _asked(chain, name, process)
         chain.proxy.mode = "up"
