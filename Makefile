@@ -35,7 +35,7 @@ $(VENV)/.installed-plan: $(VENV)/.installed-test
 
 demo: $(VENV)/.installed
 	@test -d $(MINI) || $(BIN)/python -m wmtp_jax.prepare --dataset mini --output $(MINI)
-	@for stage in $(STAGES); do \
+	@trap 'exit 130' INT TERM; for stage in $(STAGES); do \
 		$(BIN)/python -m wmtp_jax.train --stage $$stage --config configs/$$stage/micro.yaml || exit $$?; \
 	done
 	$(BIN)/python -m wmtp_jax.complete --model $(RUNS)/verifiable/verifiable-micro --count 3

@@ -1,5 +1,6 @@
 """The commands of READMEs and guides, run as they stand there, in their order, in a folder with the presets only."""
 
+import json
 import re
 import shlex
 import shutil
@@ -14,7 +15,16 @@ READMES = ("README.md", "README.ko.md")
 GUIDES = ("docs/conversion.md", "docs/conversion.ko.md")
 SCALING = ("docs/scaling.md", "docs/scaling.ko.md")
 DATA = ("docs/data.md", "docs/data.ko.md")
-OTHERS = (*SCALING, *DATA, "docs/objectives.md", "docs/objectives.ko.md", "CONTRIBUTING.md", "configs/README.md")
+RECOVERY = ("docs/recovery.md", "docs/recovery.ko.md")
+OTHERS = (
+    *SCALING,
+    *DATA,
+    *RECOVERY,
+    "docs/objectives.md",
+    "docs/objectives.ko.md",
+    "CONTRIBUTING.md",
+    "configs/README.md",
+)
 
 
 def blocks(readme: str, language: str) -> list[str]:
@@ -29,14 +39,14 @@ def commands(readme: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("pair", "least"), [(READMES, 4), (GUIDES, 4), (SCALING, 1), (DATA, 2)], ids=lambda value: str(value)
+    ("pair", "least"), [(READMES, 4), (GUIDES, 4), (SCALING, 1), (DATA, 2), (RECOVERY, 4)], ids=lambda value: str(value)
 )
 def test_both_languages_give_the_same_commands(pair: tuple[str, str], least: int):
     assert commands(pair[0]) == commands(pair[1])
     assert len(commands(pair[0])) >= least
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "schema", "bench", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "lint", "schema", "bench", "soak", "clean"])
 def test_make_knows_its_targets(target: str):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -86,3 +96,9 @@ def test_readme_commands_run_as_written(tmp_path: Path):
     run = tmp_path / "storage/checkpoints/baseline/first-look"
     for name in ("checkpoints", "config.json", "tokenizer", "metrics.jsonl", "mlflow.db", "settings.yaml", "run.json"):
         assert (run / name).exists(), name
+    # This guide goes on with the data set of the README.
+    run_commands(RECOVERY[0], tmp_path, "")
+    interrupted = tmp_path / "storage/checkpoints/baseline/interrupted"
+    sessions = json.loads((interrupted / "run.json").read_text())["sessions"]
+    assert [(session["first_step"], session["last_step"]) for session in sessions] == [(0, 8), (8, 12), (12, 14)]
+    assert sessions[-1]["changed"] == {"training.learning_rate": [3e-3, 1e-3]}

@@ -69,9 +69,12 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> dict[str, Any]
         if args.dry_run:
             return _dry_run(stage, settings, err if args.json else out)
         from wmtp_jax.training.loop import fit
-        from wmtp_jax.training.run import build_run, resolve_mesh
+        from wmtp_jax.training.run import build_run, resolve_mesh, run_directory
+        from wmtp_jax.training.run_directory import check_directory
 
-        resolve_mesh(settings)  # before anything long: most mistakes with devices are seen at once
+        # Before anything long: most mistakes with devices and volumes are seen at once.
+        resolve_mesh(settings)
+        check_directory(run_directory(stage, settings), settings, args.allow_changed)
         run = build_run(stage, settings)
     err.print(sample_table(run.samples))
     err.print(f"they fill {run.train.fill:.1%} of {len(run.train):,} rows in training", highlight=False)
@@ -163,6 +166,13 @@ def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, An
     }
 
 
+def _saving(figures: dict[str, Any]) -> str:
+    """How long saves took, and how much of that the training stood still."""
+    if not figures.get("save_seconds"):
+        return ""
+    return f"{figures['save_seconds']:.1f} s ({figures['save_stall_seconds']:.2f} s of waiting)"
+
+
 def _show_summary(figures: dict[str, Any]) -> None:
     unigram, validation = figures["unigram"], figures["validation"]
     if unigram:
@@ -194,6 +204,7 @@ def _show_summary(figures: dict[str, Any]) -> None:
         ["samples left out (too long)", f"{figures['left_out_too_long']:,}"],
         *([["updates skipped (not finite)", f"{figures['skipped_steps']:,}"]] if figures["skipped_steps"] else []),
         *([["batches without a target", n]] if (n := figures["batches_without_target"]) else []),
+        *([["saving, beside training", saving]] if (saving := _saving(figures)) else []),
         ["time of this command", f"{figures['seconds']:.0f} s"],
     ]
     out.print(table("Run", ["", ""], rows))

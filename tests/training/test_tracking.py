@@ -313,3 +313,28 @@ def test_lines_that_a_full_disk_never_took_are_counted(tmp_path: Path, capsys):
     assert "metrics.jsonl: 3 lines could not be written" in capsys.readouterr().err
     MetricsFile(tmp_path, first_step=5).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
+def test_a_run_that_a_slow_server_made_after_all_is_removed(tmp_path: Path, database: Path, monkeypatch):
+    """The answer to a request does not come in time; what it asked for is done later, when it was asked for anew."""
+    folder = make_run(tmp_path / "run", SETTINGS)
+    shutil.copy(database, folder)
+    MetricsFile(folder, 0).log(1, {"x": 1.0})
+    delivery = Delivery(folder, SETTINGS, "baseline")
+    with monkeypatch.context() as slow:
+        create_run = mlflow.MlflowClient.create_run
+
+        def late(*arguments, **named):
+            create_run(*arguments, **named)
+            raise TimeoutError
+
+        slow.setattr(mlflow.MlflowClient, "create_run", late)
+        with pytest.raises(TimeoutError):
+            delivery.deliver(lambda lines: None)
+    with monkeypatch.context() as slow:
+        slow.setattr(mlflow.MlflowClient, "search_runs", lambda *_: [])
+        delivery.deliver(lambda lines: None)
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    assert len(client.search_runs([e.experiment_id for e in client.search_experiments()])) == 2
+    delivery.finish()
+    assert histories(client, the_run(client).info.run_id) == in_the_file(folder)

@@ -35,7 +35,6 @@ from wmtp_jax.training.run import Run
 from wmtp_jax.training.run_directory import (
     Changes,
     check_alike,
-    check_directory,
     check_shared,
     find_changes,
     run_facts,
@@ -73,8 +72,8 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
       Figures for the summary: steps, losses, throughput, paths; ``stopped_by`` names the signal that has ended it.
 
     Raises:
-      UserError: the run directory belongs to another run or cannot be written, another process is at work in it,
-        the mesh does not fit the devices, or the processes do not do the same.
+      UserError: the run directory belongs to another run or cannot be written, another process is at work in it, the
+        mesh does not fit the devices, or the processes do not do the same.
       Failure: too many updates in a row were skipped, val/loss is no finite number, or the last step could not be
         saved.
     """
@@ -82,7 +81,6 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
     interruption = interruption or Interruption()
     with contextlib.ExitStack() as stack:
         with agreed("looking at the run directory"):
-            check_directory(run, allow_changed)
             if is_first():
                 stack.enter_context(lock_run(run.directory))
             before, changes = find_changes(run, allow_changed)
@@ -96,12 +94,14 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
             with agreed("comparing what the processes are to do"):
                 check_alike(run, facts)
         first_step = last_step = saved[-1] if saved else 0
+        saving: dict[str, float] = {}
         if _is_done(run, first_step):
             err.print(f"{run.directory} is finished: step {first_step} of {_end(run)}", highlight=False, soft_wrap=True)
         else:
-            last_step = _continue(run, saved, before, changes, interruption)
+            last_step, saving = _continue(run, saved, before, changes, interruption)
     return {
         **_figures(run, last_step),
+        **saving,
         "first_step": first_step,
         "seconds": time.perf_counter() - started,
         "stopped_by": None if _is_done(run, last_step) else interruption.requested or "another process",
@@ -125,8 +125,8 @@ def _owes_validation(run: Run, step: int) -> bool:
 
 def _continue(
     run: Run, saved: list[int], before: dict[str, Any] | None, changes: Changes, interruption: Interruption
-) -> int:
-    """Trains from the latest of the ``saved`` steps on; returns the step it has come to."""
+) -> tuple[int, dict[str, float]]:
+    """Trains from the latest of the ``saved`` steps on; returns the step it has come to, and what saving took."""
     first_step = saved[-1] if saved else 0
     mesh = make_mesh(run.settings.runtime.mesh.shape)
     with jax.set_mesh(mesh):
@@ -150,8 +150,8 @@ def _continue(
             with agreed("looking into the run directory"):
                 check_shared(run)
             with agreed("training", wait_s=_PATIENCE):
-                _train(run, trainer, state, this, interruption, frozen=base is not None)
-            return this.last_step
+                saving = _train(run, trainer, state, this, interruption, frozen=base is not None)
+            return this.last_step, saving
 
 
 def _figures(run: Run, step: int) -> dict[str, Any]:
@@ -259,10 +259,11 @@ class _Trainer:
 
 def _train(
     run: Run, trainer: _Trainer, state: TrainState | None, this: Session, interruption: Interruption, *, frozen: bool
-) -> None:
+) -> dict[str, float]:
     """Updates from the session's step (from the checkpoint there, where ``state`` is None) to the last.
 
-    With a ``frozen`` base checkpoints hold only what is trained.
+    With a ``frozen`` base checkpoints hold only what is trained. Returns seconds: how long saves took, and how long
+    they kept the loop waiting.
     """
     settings, first_step, last_step = run.settings, this.last_step, _end(run)
     with contextlib.ExitStack() as stack:
@@ -350,6 +351,7 @@ def _train(
         this.end()  # before it is uploaded
         if stopping and tracking:
             tracking.close("KILLED", deadline_s=_FLUSH_S)
+        return {"save_seconds": checkpoints.seconds, "save_stall_seconds": checkpoints.stalled}
 
 
 def _check_sound(run: Run, step: int, validation: dict[str, float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -60,13 +61,13 @@ _FORM = (
 )
 
 
-def check_directory(run: Run, allowed: Collection[str]) -> None:
-    """Checks that the run directory can be written, and is free or a run's. Writes nothing that stays.
+def check_directory(directory: Path, settings: Settings, allowed: Collection[str]) -> None:
+    """Checks that a run directory can be written, and is free or a run's. Writes nothing that stays.
 
     Raises:
       UserError: it cannot, or holds something else; or a name in ``allowed`` is that of no setting.
     """
-    known = [*flatten(yaml.safe_load(as_yaml(run.settings))), *IDENTITY]
+    known = [*flatten(yaml.safe_load(as_yaml(settings))), *IDENTITY]
     for name in allowed:
         if name.startswith(_FORM):
             raise UserError(f"--allow-changed {name}: the saved state would not fit; start another run for that")
@@ -74,7 +75,6 @@ def check_directory(run: Run, allowed: Collection[str]) -> None:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; there is: {', '.join(IDENTITY)}, and every setting"
             raise UserError(f"--allow-changed {name}: no such setting or fingerprint{hint}")
-    directory = run.directory
     check_name(directory)
     check_writable(directory, "checkpoint.save_dir")
     if directory.exists() and not directory.is_dir():
