@@ -19,9 +19,13 @@ from faults.runs import EVERY, KINDS, LAST, ONE, Kit, differences, reached
 from faults.tracker import Proxy, undelivered
 from faults.victim import Point, Process
 
-from wmtp_jax.training.saved import saved_steps
+from wmtp_jax.training.saved import find_damage, saved_steps, step_directory
 
 PATIENCE_S = 180.0  # guards against hanging; nothing here takes a tenth of it on an idle machine
+
+
+# Steps as long as a save: else most instants are in saves and validations.
+_PACE = Point("wmtp_jax.training.records:Records.step", "pace", delay=0.06)
 
 
 @dataclass
@@ -118,18 +122,22 @@ class Chain:
             more = (*more, "tracking.mlflow=true", uri, f"tracking.experiment={self._experiment}")
         arguments = self.kit.arguments(self.name, self.directory, self.layout, *more)
         log = self.folder / f"{self._sessions:02d}.log"
-        if not how and (self.proxy or self.random.random() < 0.4):
-            # Steps as long as a save: else most instants are in saves and validations.
-            how["points"] = [Point("wmtp_jax.training.records:Records.step", "pace", delay=0.1)]
-        patched = how.get("points") or how.get("constants") or self.kind.numb
-        how.setdefault("fresh", not patched and self.random.random() < self._fresh)
+        fresh = not (how or self.kind.numb) and self.random.random() < self._fresh
+        if not fresh:
+            how["points"] = [*how.get("points", ()), _PACE]
         how["prefix"] = self.space.prefix if self.space else ()
-        return Process(arguments, log, devices=self.layout.devices, numb=self.kind.numb, **how)
+        return Process(arguments, log, devices=self.layout.devices, numb=self.kind.numb, fresh=fresh, **how)
 
     @property
     def saved(self) -> list[int]:
         """The saved steps; 0, the beginning, is always there."""
         return [0, *saved_steps(self.run)]
+
+    @property
+    def sound(self) -> int:
+        """The newest step that is as it was written, or 0."""
+        steps = [step for step in self.saved[1:] if find_damage(step_directory(self.run, step)) is None]
+        return max(steps, default=0)
 
     @property
     def is_over(self) -> bool:
@@ -184,7 +192,7 @@ class Chain:
 
     def note(self, fault: str, *, at_most: int, stands: int | None = None, says: str = "") -> Outcome:
         """Writes down a fault; the next session tells what it has cost."""
-        outcome = Outcome(fault, reached(self.run), self.saved[-1] if stands is None else stands, at_most, says)
+        outcome = Outcome(fault, reached(self.run), self.sound if stands is None else stands, at_most, says)
         self.outcomes.append(outcome)
         return outcome
 
@@ -216,7 +224,12 @@ class Chain:
         self.settle(process)
         wrong = [f"the last session ended with {code}; see {process.log}"] if code != 0 else []
         if not wrong:
-            wrong = differences(self.run, self.kit.reference(self.name), elastic=self.kind.elastic)
+            wrong = differences(
+                self.run,
+                self.kit.reference(self.name),
+                elastic=self.kind.elastic,
+                all_saved=not any("full" in outcome.fault for outcome in self.outcomes),
+            )
         if self.proxy and not wrong:
             command = [sys.executable, "-m", "wmtp_jax.sync", str(self.run)]
             synced = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -41,6 +41,7 @@ class Point(NamedTuple):
       where: the function, e.g. ``"wmtp_jax.training.checkpoints:Checkpoints.save"``.
       action: ``kill``, ``term``, ``int``: that signal. ``twice``: SIGTERM, and again 0.4 s later, while it waits here.
         ``hold``: waits here until the file ``.held`` beside the log, which it makes, is removed.
+        ``mark``: makes the file ``.struck``, as the signals do.
         ``pace``: every call takes ``delay`` seconds longer.
       after: it happens when the function returns, not when it is called.
       call: in which of its calls.
@@ -88,10 +89,8 @@ def arm(point: Point, held: Path) -> None:
 
 def _act(action: str, held: Path) -> None:
     number = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "twice": signal.SIGTERM, "int": signal.SIGINT}
-    if action == "hold":
-        held.touch()
-    else:
-        held.with_suffix(".struck").touch()
+    (held if action == "hold" else held.with_suffix(".struck")).touch()
+    if action in number:
         os.kill(os.getpid(), number[action])
     if action == "twice":
         time.sleep(0.4)
@@ -184,7 +183,7 @@ class Process:
                 stdout=file,
                 stderr=file,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **flags},
+                env={**os.environ, **flags, "PYTHONPATH": _PATH},
             )
         self.pid = self._popen.pid
 
