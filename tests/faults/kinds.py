@@ -18,6 +18,7 @@ from wmtp_jax.training.saved import saved_steps, step_directory, step_metrics
 _SAVE = "wmtp_jax.training.checkpoints:Checkpoints.save"
 _CHECKSUMS = "wmtp_jax.training.checkpoints:write_checksums"
 _REPLACE = "pathlib:Path.replace"
+_METRICS_FILE = "wmtp_jax.training.metrics_file:MetricsFile"
 _QUICK = {"wmtp_jax.training.saving:_RETRY_S": 0.3, "wmtp_jax.training.saving:_LAST_PAUSES_S": (0.3, 0.3, 0.3)}
 _FILE_BYTES = 60_000  # larger than all files of a run but the arrays in a checkpoint
 _RESUME = "resume with: python -m wmtp_jax.train --stage"
@@ -291,7 +292,7 @@ FAULTS = {
     ),
     "SIGKILL as run.json is written": Kind(_kill_at(_REPLACE, match=r"run\.json|settings\.yaml", calls=3)),
     "SIGKILL after run.json is written": Kind(_kill_at(_REPLACE, match=r"run\.json", after=True, calls=2)),
-    "SIGKILL as metrics are rewritten": Kind(_kill_at(_REPLACE, match=r"metrics\.jsonl")),
+    "SIGKILL as metrics are shortened": Kind(_kill_at(f"{_METRICS_FILE}.__init__", after=True)),
     "SIGTERM at some instant": Kind(_ask(signal.SIGTERM), 4),
     "SIGINT at some instant": Kind(_ask(signal.SIGINT), 3),
     "SIGTERM before training begins": Kind(_ask(signal.SIGTERM, set_up=True)),

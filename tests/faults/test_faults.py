@@ -22,7 +22,7 @@ CHAINS = {
         "SIGTERM at some instant",
         "full disk over a save",
         "a second process",
-        "SIGKILL as metrics are rewritten",
+        "SIGKILL as metrics are shortened",
         "weights: a byte flipped",
         "SIGKILL at some instant",
         "SIGKILL over an owed validation",
