@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from faults.runs import EVERY, KINDS, LAST, ONE, Kit, differences, reached
-from faults.victim import Process
+from faults.tracker import Proxy, undelivered
+from faults.victim import Point, Process
 
-from wmtp_jax.training.saved import saved_steps
+from wmtp_jax.training.saved import find_damage, saved_steps, step_directory
 
 PATIENCE_S = 180.0  # guards against hanging; nothing here takes a tenth of it on an idle machine
+
+
+# Steps as long as a save: else most instants are in saves and validations.
+_PACE = Point("wmtp_jax.training.records:Records.step", "pace", delay=0.06)
 
 
 @dataclass
@@ -104,22 +110,34 @@ class Chain:
         self.run = space.view / "run" if space else self.directory
         self.outcomes: list[Outcome] = []
         self._fresh, self._sessions = fresh, 0
+        self.proxy = Proxy(kit.server) if self.kind.tracked else None
+        self._experiment = folder.name
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, *more: str, **how: Any) -> Process:
         """Starts a session; ``how``: see `Process`."""
         self._sessions += 1
+        if self.proxy:
+            uri = f"tracking.uri={self.proxy.address}"
+            more = (*more, "tracking.mlflow=true", uri, f"tracking.experiment={self._experiment}")
         arguments = self.kit.arguments(self.name, self.directory, self.layout, *more)
         log = self.folder / f"{self._sessions:02d}.log"
-        patched = how.get("points") or how.get("constants") or self.kind.numb
-        how.setdefault("fresh", not patched and self.random.random() < self._fresh)
+        fresh = not (how or self.kind.numb) and self.random.random() < self._fresh
+        if not fresh:
+            how["points"] = [*how.get("points", ()), _PACE]
         how["prefix"] = self.space.prefix if self.space else ()
-        return Process(arguments, log, devices=self.layout.devices, numb=self.kind.numb, **how)
+        return Process(arguments, log, devices=self.layout.devices, numb=self.kind.numb, fresh=fresh, **how)
 
     @property
     def saved(self) -> list[int]:
         """The saved steps; 0, the beginning, is always there."""
         return [0, *saved_steps(self.run)]
+
+    @property
+    def sound(self) -> int:
+        """The newest step that is as it was written, or 0."""
+        steps = [step for step in self.saved[1:] if find_damage(step_directory(self.run, step)) is None]
+        return max(steps, default=0)
 
     @property
     def is_over(self) -> bool:
@@ -174,7 +192,7 @@ class Chain:
 
     def note(self, fault: str, *, at_most: int, stands: int | None = None, says: str = "") -> Outcome:
         """Writes down a fault; the next session tells what it has cost."""
-        outcome = Outcome(fault, reached(self.run), self.saved[-1] if stands is None else stands, at_most, says)
+        outcome = Outcome(fault, reached(self.run), self.sound if stands is None else stands, at_most, says)
         self.outcomes.append(outcome)
         return outcome
 
@@ -199,12 +217,25 @@ class Chain:
 
     def finish(self) -> list[str]:
         """Lets the run end, and compares it with its reference; returns what is other."""
+        if self.proxy:
+            self.proxy.mode = "up"
         process = self.start()
         code = process.wait(PATIENCE_S)
         self.settle(process)
         wrong = [f"the last session ended with {code}; see {process.log}"] if code != 0 else []
         if not wrong:
-            wrong = differences(self.run, self.kit.reference(self.name), elastic=self.kind.elastic)
+            wrong = differences(
+                self.run,
+                self.kit.reference(self.name),
+                elastic=self.kind.elastic,
+                all_saved=not any("full" in outcome.fault for outcome in self.outcomes),
+            )
+        if self.proxy and not wrong:
+            command = [sys.executable, "-m", "wmtp_jax.sync", str(self.run)]
+            synced = subprocess.run(command, capture_output=True, text=True, check=False)
+            wrong = undelivered(self.run, self.kit.server, self._experiment)
+            if synced.returncode:
+                wrong.append(f"sync ended with {synced.returncode}: {synced.stderr[-500:]}")
         for outcome in self.outcomes:
             if outcome.lost is None:
                 outcome.wrong.append("no session has told where it went on")
@@ -212,7 +243,9 @@ class Chain:
         return wrong
 
     def close(self, *, keep: bool) -> None:
-        """Ends the file system of its own, and removes the folder."""
+        """Ends the file system of its own and the proxy, and removes the folder."""
+        if self.proxy:
+            self.proxy.close()
         if self.space:
             if keep:
                 shutil.copytree(self.run, self.folder / "run", dirs_exist_ok=True)

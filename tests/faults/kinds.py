@@ -18,6 +18,7 @@ from wmtp_jax.training.saved import saved_steps, step_directory, step_metrics
 _SAVE = "wmtp_jax.training.checkpoints:Checkpoints.save"
 _CHECKSUMS = "wmtp_jax.training.checkpoints:write_checksums"
 _REPLACE = "pathlib:Path.replace"
+_METRICS_FILE = "wmtp_jax.training.metrics_file:MetricsFile"
 _QUICK = {"wmtp_jax.training.saving:_RETRY_S": 0.3, "wmtp_jax.training.saving:_LAST_PAUSES_S": (0.3, 0.3, 0.3)}
 _FILE_BYTES = 60_000  # larger than all files of a run but the arrays in a checkpoint
 _RESUME = "resume with: python -m wmtp_jax.train --stage"
@@ -32,7 +33,8 @@ class Kind(NamedTuple):
       inject: takes the chain, the fault's name, and how many more are planned; returns None where it has not come
         about, because the run was finished before.
       weight: how often, beside the others.
-      needs: ``"space"``: a file system of its own; ``"elastic"``: a run that may change its devices.
+      needs: ``"space"``: a file system of its own; ``"elastic"``: a run that may change its devices;
+        ``"tracked"``: one whose metrics go to MLflow.
     """
 
     inject: Fault
@@ -81,7 +83,7 @@ def _kill_over_owed_validation(chain: Chain, name: str, left: int) -> Outcome | 
     if not steps or step_metrics(chain.run, steps[-1]):
         return None
     after = chain.random.random() < 0.5
-    where = "wmtp_jax.training.saved:write_whole" if after else "wmtp_jax.training.loop:add_metrics"
+    where = "wmtp_jax.training.saved:write_whole" if after else "wmtp_jax.training.checkpoints:add_metrics"
     return _killed(chain, name, chain.start(points=[Point(where, "kill", after)]))
 
 
@@ -89,10 +91,12 @@ def _ask(number: int, *, set_up: bool = False) -> Fault:
     """A signal at some instant."""
 
     def inject(chain: Chain, name: str, left: int) -> Outcome | None:
-        # What comes before Python has read any of our code ends the process as the system does.
-        process = chain.start(fresh=False) if set_up else chain.start()
+        # Before its handlers are there a signal ends the process as the system does.
+        listens = Point("wmtp_jax.interruption:Interruption.__enter__", "mark", after=True)
+        process = chain.start(points=[listens]) if set_up else chain.start()
         if set_up:
-            time.sleep(chain.random.uniform(0.2, 2.5))
+            chain.wait_for(process, process.struck.exists)
+            time.sleep(chain.random.uniform(0, 2.5))
         else:
             chain.reach_some_step(process, left)
         process.signal(number)
@@ -147,14 +151,13 @@ def _full_disk(chain: Chain, name: str, left: int) -> Outcome | None:
         if there:
             _limit_files(process, _FILE_BYTES)
     chain.wait_for(process, lambda: "could not be saved" in process.text)
-    left_behind = list((chain.run / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
     steps = saved_steps(chain.run)
     _limit_files(process, resource.RLIM_INFINITY)
     again = chain.wait_for(process, lambda: saved_steps(chain.run)[-1:] != steps[-1:])
     process.signal(signal.SIGTERM)
     outcome = chain.ended(name, process, (0,), r"could not be saved.*the disk is full", at_most=0)
-    if left_behind or not again:
-        outcome.wrong.append(f"left behind {left_behind}, saved again: {again}; see {process.log}")
+    if not again:
+        outcome.wrong.append(f"it was not saved again; see {process.log}")
     return outcome
 
 
@@ -256,6 +259,25 @@ def _other_devices(chain: Chain, name: str, left: int) -> Outcome | None:
     return outcome
 
 
+def _mlflow(mode: str, number: int, *, at_start: bool) -> Fault:
+    """MLflow fails from the start or from some step on, until the session is ended by a signal."""
+
+    def inject(chain: Chain, name: str, left: int) -> Outcome | None:
+        assert chain.proxy is not None
+        chain.proxy.mode = mode if at_start else "up"
+        process = chain.start()
+        chain.reach_some_step(process, left)
+        chain.proxy.mode = mode
+        if chain.random.random() < 0.5:
+            time.sleep(chain.random.uniform(0, 1))  # MLflow is written to once a second
+        process.signal(number)
+        outcome = _killed(chain, name, process) if number == signal.SIGKILL else _asked(chain, name, process)
+        chain.proxy.mode = "up"
+        return outcome
+
+    return inject
+
+
 FAULTS = {
     "SIGKILL at some instant": Kind(_kill, 6),
     "SIGKILL before training begins": Kind(_kill_in_set_up),
@@ -270,7 +292,7 @@ FAULTS = {
     ),
     "SIGKILL as run.json is written": Kind(_kill_at(_REPLACE, match=r"run\.json|settings\.yaml", calls=3)),
     "SIGKILL after run.json is written": Kind(_kill_at(_REPLACE, match=r"run\.json", after=True, calls=2)),
-    "SIGKILL as metrics are rewritten": Kind(_kill_at(_REPLACE, match=r"metrics\.jsonl")),
+    "SIGKILL as metrics are shortened": Kind(_kill_at(f"{_METRICS_FILE}.__init__", after=True)),
     "SIGTERM at some instant": Kind(_ask(signal.SIGTERM), 4),
     "SIGINT at some instant": Kind(_ask(signal.SIGINT), 3),
     "SIGTERM before training begins": Kind(_ask(signal.SIGTERM, set_up=True)),
@@ -296,5 +318,13 @@ FAULTS = {
     "checksums: gone": Kind(_damage("remove", "checksums.json", harmless=True), 1),
     "metadata: cut short": Kind(_damage("cut", "_CHECKPOINT_METADATA"), 1),
     "metadata: gone": Kind(_damage("remove", "_CHECKPOINT_METADATA"), 1),
+    "MLflow away at the start": Kind(_mlflow("away", signal.SIGTERM, at_start=True), needs="tracked"),
+    "MLflow away in mid-run": Kind(_mlflow("away", signal.SIGTERM, at_start=False), needs="tracked"),
+    "MLflow answers 401": Kind(_mlflow("401", signal.SIGTERM, at_start=True), 1, needs="tracked"),
+    "MLflow answers 500 in mid-run": Kind(_mlflow("500", signal.SIGTERM, at_start=False), 1, needs="tracked"),
+    "MLflow is slow": Kind(_mlflow("slow", signal.SIGTERM, at_start=True), needs="tracked"),
+    "MLflow's answers are lost": Kind(_mlflow("cut", signal.SIGTERM, at_start=False), needs="tracked"),
+    "MLflow's answers are lost, SIGKILL": Kind(_mlflow("cut", signal.SIGKILL, at_start=True), needs="tracked"),
+    "MLflow up, SIGKILL": Kind(_mlflow("up", signal.SIGKILL, at_start=True), needs="tracked"),
     "restart on other devices": Kind(_other_devices, 6, needs="elastic"),
 }

@@ -40,13 +40,15 @@ class Plan(NamedTuple):
 
 def plans(seed: int, *, per_run: int = 9, namespaces: bool = True) -> Iterator[Plan]:
     """Runs without end: all kinds of runs and of faults in turn, each in proportion to its weight."""
-    decks = {needs: _deal(needs, f"{seed}/{needs}") for needs in ("", "space", "elastic")}
+    decks = {needs: _deal(needs, f"{seed}/{needs}") for needs in ("", "space", "elastic", "tracked")}
     for number in itertools.count():
         kind, needs, count = _USUAL[number % len(_USUAL)], "", per_run
-        if number % 5 == 3:
+        if number % 6 == 3:
             kind, needs, count = "elastic", "elastic", 5
-        if number % 5 == 4 and namespaces:
+        if number % 6 == 4 and namespaces:
             needs, count = "space", 4
+        if number % 6 == 5:
+            kind, needs, count = "tracked", "tracked", 8
         yield Plan(kind, f"{seed}/{number}", list(itertools.islice(decks[needs], count)))
 
 
@@ -141,13 +143,13 @@ def main(argv: list[str] | None = None) -> int:
         with lock:
             err.print(f"{next(done)}/{args.faults} {line}", highlight=False, soft_wrap=True)
 
-    for name in KINDS if args.faults >= 60 else ():
-        kit.reference(name)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(kit.reference, KINDS))
     err.print(f"reference runs: {time.monotonic() - started:.0f} s", highlight=False)
     upcoming = enumerate(plans(args.seed, namespaces=probe.works))
     running: dict[Future[list[Outcome]], int] = {}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        while len(outcomes) < args.faults or running:
+        while running or len(outcomes) < args.faults:
             # Runs in flight are taken to bring what is planned for them.
             while len(running) < _AT_ONCE and len(outcomes) + sum(running.values()) < args.faults:
                 number, plan = next(upcoming)
@@ -156,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 outcomes += future.result()
                 del running[future]
+    kit.close()
     rows = summary(outcomes)
     failed = [outcome for outcome in outcomes if outcome.wrong]
     seconds = time.monotonic() - started

@@ -22,7 +22,7 @@ CHAINS = {
         "SIGTERM at some instant",
         "full disk over a save",
         "a second process",
-        "SIGKILL as metrics are rewritten",
+        "SIGKILL as metrics are shortened",
         "weights: a byte flipped",
         "SIGKILL at some instant",
         "SIGKILL over an owed validation",
@@ -112,4 +112,13 @@ def test_a_seed_makes_the_same_plan():
     one, other = plans(7), plans(7)
     drawn = [next(one) for _ in range(30)]
     assert drawn == [next(other) for _ in range(30)]
-    assert {plan.kind for plan in drawn} >= {"baseline", "critic", "verifiable", "reference", "rho1", "lora", "elastic"}
+    assert {plan.kind for plan in drawn} >= {
+        "baseline",
+        "critic",
+        "verifiable",
+        "reference",
+        "rho1",
+        "lora",
+        "elastic",
+        "tracked",
+    }

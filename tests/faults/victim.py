@@ -8,6 +8,7 @@ import importlib
 import itertools
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # All that takes long to import: a process that is forked here has it already. No jax backend is up then.
+import tiny
 import transformers.models.auto.tokenization_auto  # noqa: F401
 
 import wmtp_jax.processes
@@ -29,6 +31,7 @@ import wmtp_jax.training.run
 from wmtp_jax.errors import run_command
 
 _HOLD_S = 120.0
+_PATH = f"{tiny.ROOT / 'tests'}:{tiny.ROOT}"
 
 
 class Point(NamedTuple):
@@ -38,6 +41,8 @@ class Point(NamedTuple):
       where: the function, e.g. ``"wmtp_jax.training.checkpoints:Checkpoints.save"``.
       action: ``kill``, ``term``, ``int``: that signal. ``twice``: SIGTERM, and again 0.4 s later, while it waits here.
         ``hold``: waits here until the file ``.held`` beside the log, which it makes, is removed.
+        ``mark``: makes the file ``.struck``, as the signals do.
+        ``pace``: every call takes ``delay`` seconds longer.
       after: it happens when the function returns, not when it is called.
       call: in which of its calls.
       match: of those whose arguments show this pattern.
@@ -68,6 +73,9 @@ def arm(point: Point, held: Path) -> None:
 
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if point.action == "pace":
+            time.sleep(point.delay)
+            return original(*args, **kwargs)
         hit = (not point.match or re.search(point.match, repr(args))) and next(calls) == point.call
         if hit and not point.after:
             happens()
@@ -81,10 +89,8 @@ def arm(point: Point, held: Path) -> None:
 
 def _act(action: str, held: Path) -> None:
     number = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "twice": signal.SIGTERM, "int": signal.SIGINT}
-    if action == "hold":
-        held.touch()
-    else:
-        held.with_suffix(".struck").touch()
+    (held if action == "hold" else held.with_suffix(".struck")).touch()
+    if action in number:
         os.kill(os.getpid(), number[action])
     if action == "twice":
         time.sleep(0.4)
@@ -177,7 +183,7 @@ class Process:
                 stdout=file,
                 stderr=file,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **flags},
+                env={**os.environ, **flags, "PYTHONPATH": _PATH},
             )
         self.pid = self._popen.pid
 
@@ -212,6 +218,12 @@ class Process:
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["faults.victim"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = _PATH
+    multiprocessing.forkserver.ensure_running()
+    del os.environ["PYTHONPATH"]
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
     return context
 
 

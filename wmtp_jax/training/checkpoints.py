@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -99,18 +98,18 @@ class Checkpoints:
         )
 
     def __enter__(self) -> Checkpoints:
-        self._hook_before, sys.excepthook = sys.excepthook, self._show_exception
+        self._hook_before, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *_: object) -> None:
         self.wait()
-        sys.excepthook = self._hook_before
+        sys.unraisablehook = self._hook_before
         self._checkpointer.close()
 
-    def _show_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        """Leaves out what tensorstore prints for every array of a failed save that had not failed itself yet."""
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            self._hook_before(kind, error, trace)
+    def _unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        """Leaves out what tensorstore tells of every array whose save was called off because another's has failed."""
+        if not (isinstance(lost.exc_value, RuntimeError) and str(lost.exc_value) == "Event loop is closed"):
+            self._hook_before(lost)
 
     @property
     def is_saving(self) -> bool:
