@@ -29,6 +29,7 @@ from wmtp_jax.processes import agreed
 from wmtp_jax.training.checkpoints import Checkpoints
 from wmtp_jax.training.initial import find_base, initial_params
 from wmtp_jax.training.manifest import Session, rename_base, session, write_run_files
+from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.program import make_program
 from wmtp_jax.training.records import Records
 from wmtp_jax.training.run import Run
@@ -288,7 +289,9 @@ def _train(
             validation = trainer.validate(state.params)
             assert validation is not None
             _check_sound(run, first_step, validation)
-            log.validation(first_step, validation)
+            # A session that was killed between these two has left its line.
+            if not any(line["step"] == first_step and VALIDATION_LOSS in line for line in read_metrics(run.directory)):
+                log.validation(first_step, validation)
             checkpoints.complete(first_step, validation)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         clock, stop = SaveClock(run, checkpoints, bar.note), Meeting("stop")
