@@ -12,8 +12,8 @@ from typing import Any
 
 from wmtp_jax.console import err
 from wmtp_jax.errors import Failure
-
-METRICS_FILE = "metrics.jsonl"
+from wmtp_jax.training.layout import METRICS_FILE
+from wmtp_jax.training.saved import VALIDATION_LOSS
 
 _TAIL = 2**20  # bytes, more than a line has
 
@@ -27,12 +27,13 @@ class MetricsFile:
       run_directory: where the file is, or shall be.
       first_step: lines of later steps are cut off: a resumed run makes them again. The file is only shortened, which
         needs no space, so that a full disk loses nothing.
+      validated: whether the validation of ``first_step`` is kept too.
 
     Raises:
       Failure: the file can be neither made nor shortened, or a line in it is broken.
     """
 
-    def __init__(self, run_directory: Path, first_step: int):
+    def __init__(self, run_directory: Path, first_step: int, *, validated: bool = True):
         self._path = run_directory / METRICS_FILE
         self._waiting = bytearray()  # whole lines
         self._failing = False
@@ -40,7 +41,8 @@ class MetricsFile:
             self._file: int | None = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             whole = 0
             for end, line in metric_lines(self._path):
-                if line["step"] > first_step:
+                made_again = line["step"] == first_step and VALIDATION_LOSS in line and not validated
+                if line["step"] > first_step or made_again:
                     break
                 whole = end
             if os.fstat(self._file).st_size > whole:
@@ -59,14 +61,19 @@ class MetricsFile:
         self._waiting += json.dumps(line).encode() + b"\n"
         self._write()
 
+    def sync(self) -> None:
+        """Has the disk keep what is written, even if the machine goes. Never raises."""
+        if self._file is not None:
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                self._warn(error, "its last lines may be lost")
+
     def close(self) -> None:
         """Writes what is waiting; says what is lost where that does not work."""
         self._write()
+        self.sync()  # a network disk tells only now that it is full
         if self._file is not None:
-            try:
-                os.fsync(self._file)  # a network disk tells only now that it is full
-            except OSError as error:
-                self._warn(error, "its last lines may be lost")
             os.close(self._file)
             self._file = None
         if lines := self._waiting.count(b"\n"):
@@ -128,6 +135,9 @@ def metric_lines(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, An
         file.seek(start)
         end = start
         while text := file.readline():
+            if text == b"\n":  # a reader was faster than the end of a line
+                end += 1
+                continue
             try:
                 line = json.loads(text)
                 line["step"]
