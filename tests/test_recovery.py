@@ -280,7 +280,7 @@ def test_what_changes_the_form_of_the_state_cannot_be_allowed(run, train_command
     change = "training.moments_dtype=bfloat16"
     with pytest.raises(UserError, match=r"\(training.moments_dtype cannot be allowed: the saved state would not fit\)"):
         train_command(run, *LONG, change, flags=("--allow-changed", "training"))
-    with pytest.raises(UserError, match="training.spike_sigma cannot be allowed"):
+    with pytest.raises(UserError, match=r"training.spike_sigma cannot be allowed"):
         train_command(run, *LONG, "training.spike_sigma=6", flags=("--allow-changed", "training.spike_sigma"))
 
 
@@ -311,7 +311,7 @@ def test_places_that_cannot_be_written(train_command, tmp_path: Path):
     with pytest.raises(UserError, match=r"cannot be written: .*storage leads to .*volume, which is not there"):
         train_command(tmp_path / "storage/run", *LONG)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; checkpoint.save_dir must be a folder"):
+    with pytest.raises(UserError, match=r"is a file; checkpoint.save_dir must be a folder"):
         train_command(tmp_path / "file", *LONG)
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
         train_command(tmp_path / "file/run", *LONG)
