@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
 import shutil
@@ -61,6 +62,11 @@ class Space:
     Args:
       folder: where the processes in the namespace see it.
       size: as ``mount`` takes it.
+
+    Attributes:
+      works: whether this system has such namespaces for us.
+      prefix: a command that starts others in it.
+      view: where we see it.
     """
 
     def __init__(self, folder: Path, size: str = "6m"):
@@ -69,10 +75,10 @@ class Space:
         command = ["unshare", "-Urm", "sh", "-c", script]
         self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self._holder.stdout is not None
-        self.works = self._holder.stdout.readline() == "ready\n"
         self.prefix = ["nsenter", "--target", str(self._holder.pid), "--user", "--mount", "--preserve-credentials"]
         self._folder = folder
         self.view = Path(f"/proc/{self._holder.pid}/root{folder}")
+        self.works = self._holder.stdout.readline() == "ready\n" and os.access(self.view, os.W_OK)
 
     def remount(self, how: str) -> None:
         subprocess.run([*self.prefix, "mount", "-o", f"remount,{how}", str(self._folder)], check=True)
@@ -258,3 +264,7 @@ def trained(process: Process) -> int:
     """The step that a session has come to, by its progress lines; -1 before the first."""
     lines = re.findall(r"^training: (\d+)/(\d+) ", process.text, re.MULTILINE)
     return LAST - int(lines[-1][1]) + int(lines[-1][0]) if lines else -1
+
+
+# Takes the chain, the name of the fault, and how many faults more are planned.
+Fault = Callable[[Chain, str, int], Outcome | None]

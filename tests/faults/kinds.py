@@ -5,15 +5,14 @@ from __future__ import annotations
 import resource
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
-from faults.chain import Chain, Outcome, trained
+from faults.chain import Chain, Fault, Outcome
+from faults.damage import damage
 from faults.runs import EVERY, LAST, LAYOUTS
 from faults.victim import Point, Process
 
-from wmtp_jax.training.saved import saved_steps, step_directory, step_metrics
+from wmtp_jax.training.saved import saved_steps, step_metrics
 
 _SAVE = "wmtp_jax.training.checkpoints:Checkpoints.save"
 _CHECKSUMS = "wmtp_jax.training.checkpoints:write_checksums"
@@ -22,8 +21,6 @@ _METRICS_FILE = "wmtp_jax.training.metrics_file:MetricsFile"
 _QUICK = {"wmtp_jax.training.saving:_RETRY_S": 0.3, "wmtp_jax.training.saving:_LAST_PAUSES_S": (0.3, 0.3, 0.3)}
 _FILE_BYTES = 60_000  # larger than all files of a run but the arrays in a checkpoint
 _RESUME = "resume with: python -m wmtp_jax.train --stage"
-
-Fault = Callable[[Chain, str, int], Outcome | None]
 
 
 class Kind(NamedTuple):
@@ -202,54 +199,6 @@ def _read_only(chain: Chain, name: str, left: int) -> Outcome | None:
     return outcome
 
 
-def _damage(what: str, files: str, *, harmless: bool = False) -> Fault:
-    """Harm to a file of the newest step, while nothing runs.
-
-    Args:
-      what: ``cut``, ``remove``, ``flip``.
-      files: pattern of the files of which one is taken, among those with contents.
-      harmless: the step is used nevertheless, as one of an earlier version.
-    """
-
-    def inject(chain: Chain, name: str, left: int) -> Outcome | None:
-        # A session that tells what earlier faults have cost, and makes a step of its own.
-        process, ends = chain.start(), chain.random.choice((signal.SIGTERM, signal.SIGKILL))
-        before = chain.saved[-1]
-        if ends == signal.SIGTERM:
-            chain.wait_for(process, lambda: trained(process) > 0)
-        else:
-            chain.wait_for(process, lambda: chain.saved[-1] != before)
-        process.signal(ends)
-        process.wait(60)
-        chain.settle(process)
-        if chain.is_over or chain.saved[-1] == 0:
-            return None
-        *before, newest = chain.saved
-        folder = step_directory(chain.run, newest)
-        paths = sorted(path for path in folder.glob(files) if path.is_file() and path.stat().st_size)
-        if not paths:
-            return None  # a step that was not validated has no metrics
-        _harm(chain.random.choice(paths), what, chain)
-        if harmless:
-            return chain.note(name, at_most=2 * EVERY)
-        says = rf"checkpoints/{newest} is damaged: .* It is kept as {newest}\.damaged"
-        return chain.note(name, at_most=3 * EVERY, stands=before[-1], says=says)
-
-    return inject
-
-
-def _harm(path: Path, what: str, chain: Chain) -> None:
-    content = bytearray(path.read_bytes())
-    place = chain.random.randrange(len(content))
-    if what == "remove":
-        path.unlink()
-    elif what == "cut":
-        path.write_bytes(content[:place])
-    else:
-        content[place] ^= 1 << chain.random.randrange(8)
-        path.write_bytes(content)
-
-
 def _other_devices(chain: Chain, name: str, left: int) -> Outcome | None:
     process = chain.start()
     chain.reach_some_step(process, left)
@@ -305,19 +254,19 @@ FAULTS = {
     "full disk that stays full": Kind(_disk_stays_full, 1),
     "full file system": Kind(_full_file_system, needs="space"),
     "read-only file system at start": Kind(_read_only, needs="space"),
-    "weights: a byte flipped": Kind(_damage("flip", "[pa][ad]*/**/*")),
-    "weights: a file cut short": Kind(_damage("cut", "[pa][ad]*/**/*"), 1),
-    "weights: a file gone": Kind(_damage("remove", "[pa][ad]*/**/*"), 1),
-    "optimizer: a byte flipped": Kind(_damage("flip", "optimizer/**/*")),
-    "optimizer: a file cut short": Kind(_damage("cut", "optimizer/**/*"), 1),
-    "optimizer: a file gone": Kind(_damage("remove", "optimizer/**/*"), 1),
-    "progress: a byte flipped": Kind(_damage("flip", "progress/metadata"), 1),
-    "metrics: a file gone": Kind(_damage("remove", "metrics/metrics"), 1),
-    "checksums: a byte flipped": Kind(_damage("flip", "checksums.json"), 1),
-    "checksums: cut short": Kind(_damage("cut", "checksums.json"), 1),
-    "checksums: gone": Kind(_damage("remove", "checksums.json", harmless=True), 1),
-    "metadata: cut short": Kind(_damage("cut", "_CHECKPOINT_METADATA"), 1),
-    "metadata: gone": Kind(_damage("remove", "_CHECKPOINT_METADATA"), 1),
+    "weights: a byte flipped": Kind(damage("flip", "[pa][ad]*/**/*")),
+    "weights: a file cut short": Kind(damage("cut", "[pa][ad]*/**/*"), 1),
+    "weights: a file gone": Kind(damage("remove", "[pa][ad]*/**/*"), 1),
+    "optimizer: a byte flipped": Kind(damage("flip", "optimizer/**/*")),
+    "optimizer: a file cut short": Kind(damage("cut", "optimizer/**/*"), 1),
+    "optimizer: a file gone": Kind(damage("remove", "optimizer/**/*"), 1),
+    "progress: a byte flipped": Kind(damage("flip", "progress/metadata"), 1),
+    "metrics: a file gone": Kind(damage("remove", "metrics/metrics"), 1),
+    "checksums: a byte flipped": Kind(damage("flip", "checksums.json"), 1),
+    "checksums: cut short": Kind(damage("cut", "checksums.json"), 1),
+    "checksums: gone": Kind(damage("remove", "checksums.json", harmless=True), 1),
+    "metadata: cut short": Kind(damage("cut", "_CHECKPOINT_METADATA"), 1),
+    "metadata: gone": Kind(damage("remove", "_CHECKPOINT_METADATA"), 1),
     "MLflow away at the start": Kind(_mlflow("away", signal.SIGTERM, at_start=True), needs="tracked"),
     "MLflow away in mid-run": Kind(_mlflow("away", signal.SIGTERM, at_start=False), needs="tracked"),
     "MLflow answers 401": Kind(_mlflow("401", signal.SIGTERM, at_start=True), 1, needs="tracked"),

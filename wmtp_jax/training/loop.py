@@ -29,6 +29,7 @@ from wmtp_jax.training.checkpoints import Checkpoints
 from wmtp_jax.training.initial import find_base, initial_params
 from wmtp_jax.training.layout import CHECKPOINTS_FOLDER
 from wmtp_jax.training.manifest import Session, close_sessions, rename_base, session, write_run_files
+from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.program import make_program
 from wmtp_jax.training.records import Records
 from wmtp_jax.training.run import Run
@@ -285,17 +286,16 @@ def _train(
             state, progress = checkpoints.restore(first_step, trainer.program.state, base)
         tracking = None
         if is_first():
-            validated = not _owes_validation(run, first_step)
-            tracking = stack.enter_context(
-                Tracking(run.directory, settings, run.stage.name, first_step, validated=validated)
-            )
+            tracking = stack.enter_context(Tracking(run.directory, settings, run.stage.name, first_step))
             stack.push(this.end)  # before it is uploaded
         log = Records(run, tracking, progress, first_step, checkpoints.wait)
         if _owes_validation(run, first_step):
             validation = trainer.validate(state.params)
             assert validation is not None
             _check_sound(run, first_step, validation)
-            log.validation(first_step, validation)
+            # A session that was killed between these two has left its line.
+            if not any(line["step"] == first_step and VALIDATION_LOSS in line for line in read_metrics(run.directory)):
+                log.validation(first_step, validation)
             checkpoints.complete(first_step, validation)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         clock, stop = SaveClock(run, checkpoints, bar.note), Meeting("stop")

@@ -13,7 +13,6 @@ from typing import Any
 from wmtp_jax.console import err
 from wmtp_jax.errors import Failure
 from wmtp_jax.training.layout import METRICS_FILE
-from wmtp_jax.training.saved import VALIDATION_LOSS
 
 _TAIL = 2**20  # bytes, more than a line has
 
@@ -27,13 +26,12 @@ class MetricsFile:
       run_directory: where the file is, or shall be.
       first_step: lines of later steps are cut off: a resumed run makes them again. The file is only shortened, which
         needs no space, so that a full disk loses nothing.
-      validated: whether the validation of ``first_step`` is kept too.
 
     Raises:
       Failure: the file can be neither made nor shortened, or a line in it is broken.
     """
 
-    def __init__(self, run_directory: Path, first_step: int, *, validated: bool = True):
+    def __init__(self, run_directory: Path, first_step: int):
         self._path = run_directory / METRICS_FILE
         self._waiting = bytearray()  # whole lines
         self._failing = False
@@ -41,8 +39,7 @@ class MetricsFile:
             self._file: int | None = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             whole = 0
             for end, line in metric_lines(self._path):
-                made_again = line["step"] == first_step and VALIDATION_LOSS in line and not validated
-                if line["step"] > first_step or made_again:
+                if line["step"] > first_step:
                     break
                 whole = end
             if os.fstat(self._file).st_size > whole:

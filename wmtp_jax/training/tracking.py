@@ -30,16 +30,16 @@ class Tracking:
 
     Args:
       run_directory, settings, stage: of the run.
-      first_step, validated: where it continues; the file loses what comes after, see `MetricsFile`.
+      first_step: where it continues; the file loses what comes after.
 
     Raises:
       Failure: ``metrics.jsonl`` cannot be opened.
       UserError: ``.env`` cannot be read.
     """
 
-    def __init__(self, run_directory: Path, settings: Settings, stage: str, first_step: int, *, validated: bool = True):
+    def __init__(self, run_directory: Path, settings: Settings, stage: str, first_step: int):
         self._directory = run_directory
-        self._file: MetricsFile | None = MetricsFile(run_directory, first_step, validated=validated)
+        self._file: MetricsFile | None = MetricsFile(run_directory, first_step)
         self._delivery: Delivery | None = None
         if settings.tracking.mlflow:
             self._delivery = Delivery(run_directory, settings, stage)
