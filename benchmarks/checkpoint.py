@@ -34,7 +34,8 @@ from wmtp_jax.models import store
 from wmtp_jax.models.config import ModelConfig
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import batch_sharding
-from wmtp_jax.training.checkpoints import CHECKPOINTS_FOLDER, Checkpoints
+from wmtp_jax.training.checkpoints import Checkpoints
+from wmtp_jax.training.layout import CHECKPOINTS_FOLDER
 from wmtp_jax.training.objective import Objective
 from wmtp_jax.training.optimizer import make_optimizer
 from wmtp_jax.training.program import state_shardings

@@ -26,9 +26,10 @@ from conversion.tensors import (
 from wmtp_jax.console import Steps, err
 from wmtp_jax.data.tokenize import copy_tokenizer, load_tokenizer
 from wmtp_jax.errors import UserError
-from wmtp_jax.files import check_free_space, new_directory
+from wmtp_jax.files import new_directory
 from wmtp_jax.load import find_model
 from wmtp_jax.stored import StoredArray, stored_arrays
+from wmtp_jax.volumes import check_free_space
 
 SHARD_BYTES = 5 * 10**9  # of an exported file, about, where --shards is not given: what Hugging Face writes
 

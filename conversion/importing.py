@@ -19,9 +19,10 @@ from conversion.tensors import DTYPES, count_not_finite, in_order_ahead
 from wmtp_jax.console import Steps, err
 from wmtp_jax.data.tokenize import copy_tokenizer
 from wmtp_jax.errors import Failure, UserError
-from wmtp_jax.files import check_free_space, new_directory
+from wmtp_jax.files import new_directory
 from wmtp_jax.models import store
 from wmtp_jax.parallel.sharding import parameter_name
+from wmtp_jax.volumes import check_free_space
 
 
 def import_model(

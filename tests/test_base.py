@@ -19,7 +19,7 @@ from wmtp_jax import complete, score, train
 from wmtp_jax.errors import UserError
 from wmtp_jax.load import find_model
 from wmtp_jax.models import store
-from wmtp_jax.training.manifest import SETTINGS_FILE
+from wmtp_jax.training.layout import SETTINGS_FILE
 from wmtp_jax.training.saved import saved_steps
 
 TOKENS = np.random.default_rng(0).integers(0, 300, (2, 12))

@@ -16,11 +16,11 @@ from metric_lines import untimed_metrics
 
 import wmtp_jax
 from wmtp_jax.errors import Failure, UserError
-from wmtp_jax.files import lock_run
 from wmtp_jax.training import checkpoints, loop, saving
 from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.records import Records
-from wmtp_jax.training.saved import find_damage, saved_steps, step_directory, step_metrics
+from wmtp_jax.training.saved import find_damage, remove_old_steps, saved_steps, step_directory, step_metrics
+from wmtp_jax.volumes import lock_run
 
 LONG = ("training.n_epochs=3", "checkpoint.save_every_steps=10")
 
@@ -212,6 +212,42 @@ def test_two_processes_on_one_run(run, train_command):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_the_best_step_outlives_a_disk_that_does_not_give_its_losses(tmp_path: Path, monkeypatch):
+    for step, loss in ((1, 0.1), (2, 0.3), (3, 0.2), (4, 0.4)):
+        folder = step_directory(tmp_path, step)
+        for item in ("params", "progress", "metrics"):
+            (folder / item).mkdir(parents=True)
+        (folder / "_CHECKPOINT_METADATA").write_text("{}")
+        (folder / "metrics/metrics").write_text(json.dumps({"val/loss": loss}))
+    read = Path.read_text
+
+    def fails(path: Path, *args, **named) -> str:
+        if path == tmp_path / "checkpoints/1/metrics/metrics":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            remove_old_steps(tmp_path, keep=2, save_best=True)
+    assert saved_steps(tmp_path) == [1, 2, 3, 4]
+    (tmp_path / "checkpoints/2/metrics/metrics").write_text("{")
+    with pytest.raises(UserError, match=r"checkpoints/2/metrics/metrics: is damaged"):
+        remove_old_steps(tmp_path, keep=2, save_best=True)
+    shutil.rmtree(tmp_path / "checkpoints/2")
+    remove_old_steps(tmp_path, keep=1, save_best=True)
+    assert saved_steps(tmp_path) == [1, 4]
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path):
+    with lock_run(tmp_path):
+        pass
+    assert tmp_path.is_dir()
+    with lock_run(tmp_path / "new"):
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
+
+
 def test_changes_are_refused_or_accepted(run, train_command, changed_data: Path):
     rate, data = "training.learning_rate=5e-3", f"dataset.path={changed_data}"
     with pytest.raises(UserError, match=r"learning_rate: 0.01 there, 0.005 now(?s:.*)--allow-changed training.lea"):
@@ -233,13 +269,19 @@ def test_changes_are_refused_or_accepted(run, train_command, changed_data: Path)
     ("name", "message"),
     [
         ("training.learning_rat", "no such setting or fingerprint; did you mean training.learning_rate?"),
-        ("model.architecture.dim", "the saved state would not fit"),
-        ("stage", "the saved state would not fit"),
     ],
 )
-def test_what_cannot_be_allowed(run, train_command, name: str, message: str):
+def test_what_is_no_setting_cannot_be_allowed(run, train_command, name: str, message: str):
     with pytest.raises(UserError, match=message):
         train_command(run, *LONG, flags=("--allow-changed", name))
+
+
+def test_what_changes_the_form_of_the_state_cannot_be_allowed(run, train_command):
+    change = "training.moments_dtype=bfloat16"
+    with pytest.raises(UserError, match=r"\(training.moments_dtype cannot be allowed: the saved state would not fit\)"):
+        train_command(run, *LONG, change, flags=("--allow-changed", "training"))
+    with pytest.raises(UserError, match=r"training.spike_sigma cannot be allowed"):
+        train_command(run, *LONG, "training.spike_sigma=6", flags=("--allow-changed", "training.spike_sigma"))
 
 
 def test_the_manifest(whole):
@@ -269,5 +311,7 @@ def test_places_that_cannot_be_written(train_command, tmp_path: Path):
     with pytest.raises(UserError, match=r"cannot be written: .*storage leads to .*volume, which is not there"):
         train_command(tmp_path / "storage/run", *LONG)
     (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"is a file; checkpoint.save_dir must be a folder"):
+        train_command(tmp_path / "file", *LONG)
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
         train_command(tmp_path / "file/run", *LONG)

@@ -212,7 +212,7 @@ def test_report(chain, capsys):
     (chain["policy"].parent / "begun").mkdir(exist_ok=True)
     (chain["policy"].parent / "begun/run.json").write_text('{"stage": "rho1"}')
     assert report.main([str(chain["policy"].parent / "begun"), str(chain["policy"])]) == 0
-    assert "begun: the run has not saved a checkpoint yet" in capsys.readouterr().err.replace("\n", "")
+    assert "begun: the run has not saved a validated checkpoint yet" in capsys.readouterr().err.replace("\n", "")
     with pytest.raises(UserError, match="not a run directory"):
         report.main([str(chain["policy"].parent)])
 

@@ -45,6 +45,7 @@ def test_it_learns_and_writes_what_it_says(whole):
         "config.json",
         "metrics.jsonl",
         "run.json",
+        "run.lock",
         "samples.json",
         "settings.yaml",
         "tokenizer",

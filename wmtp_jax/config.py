@@ -6,6 +6,7 @@ so is the JSON schema that editors use.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -342,12 +343,20 @@ class TrackingSettings(Part):
 
     @model_validator(mode="after")
     def _no_secret(self) -> TrackingSettings:
-        if self.uri and "@" in self.uri.split("?")[0]:
+        if self.uri and without_credentials(self.uri) != self.uri:
             raise ValueError(
-                "tracking.uri holds a user or password; put them into .env as MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD"
+                "tracking.uri holds a user, a password or a query; put them into .env as MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or the whole address as MLFLOW_TRACKING_URI"
             )
         return self
+
+
+def without_credentials(uri: str) -> str:
+    """An address as it may stand in a file: without user, password and query. A password may hold any character."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator or scheme.startswith(("sqlite", "file")):  # a path on this machine
+        return uri
+    return f"{scheme}://{re.split('[?#]', rest.rpartition('@')[2], maxsplit=1)[0]}"
 
 
 class Settings(Part):

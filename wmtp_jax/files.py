@@ -1,16 +1,16 @@
-"""Folders that appear whole or not at all, and work in parts that outlives a kill."""
+"""Files and folders that appear whole or not at all, and work in parts that outlives a kill."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,54 +175,10 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-@contextlib.contextmanager
-def lock_run(directory: Path) -> Iterator[None]:
-    """Makes a run directory if there is none, and holds its lock; one that has stayed empty goes again.
-
-    Raises:
-      UserError: another process is at work in it, or it cannot be made.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(directory))
-        except BlockingIOError as error:
-            raise UserError(
-                f"{directory}: another process is at work on this run; wait for it, or stop it (kill -TERM: it saves "
-                "first), or name another checkpoint.save_dir"
-            ) from error
-        except OSError as error:
-            if not directory.is_dir():
-                raise UserError(f"{directory}: cannot be made ({error.strerror}); see checkpoint.save_dir") from error
-            err.print(f"{directory}: cannot be locked; start no second process on it", highlight=False, soft_wrap=True)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # it holds a run
-                directory.rmdir()
-
-
-def check_writable(directory: Path, setting: str) -> None:
-    """Writes and removes a small file in ``directory``, or in the nearest folder above it that exists.
-
-    Raises:
-      UserError: it cannot be written there: a volume is read-only, full or away, or there is no right to.
-    """
-    nearest = directory
-    try:
-        nearest = next(
-            path for path in (directory, *directory.absolute().parents) if path.exists() or path.is_symlink()
-        )
-        with tempfile.TemporaryFile(dir=nearest) as file:
-            file.write(b"0" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        away = f" ({nearest} leads to {os.readlink(nearest)}, which is not there)" if os.path.islink(nearest) else ""
-        raise UserError(
-            f"{directory}: cannot be written: {error.strerror or error}{away}. Is the volume there, writable, and not "
-            f"full? See {setting}"
-        ) from error
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_job(note: Path) -> dict[str, Any] | None:
@@ -239,16 +195,6 @@ def check_name(directory: Path) -> None:
     """Raises UserError for a path that Orbax takes for a pattern: it would not find there what it has written."""
     if set("[\\") & set(str(directory.absolute())):
         raise UserError(f"{directory}: checkpoints cannot lie below a folder with [ or a backslash in its name")
-
-
-def check_free_space(directory: Path, needed: int) -> None:
-    """Raises Failure where the disk of ``directory`` has less than ``needed`` bytes free."""
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise Failure(
-            f"{directory.parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; free some space or "
-            "give a destination on another disk"
-        )
 
 
 @contextlib.contextmanager

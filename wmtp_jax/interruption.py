@@ -22,7 +22,7 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """What signals ask of a command, while it is a context (in the main thread).
 
-    `Interrupted` is raised in the main thread, but not inside ``finishing()``: there only ``requested`` is set. A
+    `Interrupted` is raised in the main thread; after ``only_ask()`` only ``requested`` is set. A
     second signal ends the process, whatever it does: files are written so that this harms none.
 
     Attributes:
@@ -31,7 +31,8 @@ class Interruption:
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        self._finishes = self._raised = False
+        self._only_asks = self._raised = False
+        self._echoes = 0  # signals of ours, which are no second ones
         self._watching: threading.Thread | None = None
 
     def __enter__(self) -> Interruption:
@@ -60,13 +61,13 @@ class Interruption:
         self._watching.join()
         os.close(self._read)
 
-    def finishing(self) -> _Finishing:
-        """A context in which a signal only asks: what is inside looks at ``requested`` and ends in order."""
-        return _Finishing(self)
+    def only_ask(self) -> None:
+        """From now on a signal raises nothing: what runs looks at ``requested``, and ends in order."""
+        self._only_asks = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = self.requested or signal.Signals(number).name
-        if not self._finishes and not self._raised:
+        if not self._only_asks and not self._raised:
             self._raised = True
             raise Interrupted(self.requested)
 
@@ -75,14 +76,17 @@ class Interruption:
         if not isinstance(lost.exc_value, Interrupted):
             self._hook_before(lost)
             return
-        self._raised = False
+        self._raised, self._echoes = False, self._echoes + 1
         number = signal.Signals[str(lost.exc_value)]
-        threading.Timer(_ECHO_S / 10, os.kill, (os.getpid(), number)).start()  # an echo to `_watch`
+        threading.Timer(_ECHO_S / 10, os.kill, (os.getpid(), number)).start()
 
     def _watch(self) -> None:
         first: float | None = None
         while got := os.read(self._read, 1):
             if got[0] not in _SIGNALS:
+                continue
+            if self._echoes:
+                self._echoes -= 1
                 continue
             now = time.monotonic()
             if first is not None and now - first > _ECHO_S:
@@ -91,16 +95,5 @@ class Interruption:
             if first is None:
                 first = now
                 self.requested = self.requested or signal.Signals(got[0]).name
-                what = "finishing the running step, then saving" if self._finishes else "ending"
+                what = "finishing the running step, then saving" if self._only_asks else "ending"
                 err.print(f"{self.requested}: {what} (a second signal ends it at once)", soft_wrap=True)
-
-
-class _Finishing:
-    def __init__(self, interruption: Interruption):
-        self._interruption = interruption
-
-    def __enter__(self) -> None:
-        self._interruption._finishes = True
-
-    def __exit__(self, *_: object) -> None:
-        self._interruption._finishes = False

@@ -30,7 +30,8 @@ from wmtp_jax.models.lora import LoRAConfig, merge
 from wmtp_jax.models.mtp import MTPTransformer
 from wmtp_jax.parallel.mesh import make_mesh
 from wmtp_jax.parallel.sharding import parameter_shardings, place
-from wmtp_jax.training.saved import CHECKPOINTS_FOLDER, best_step, check_step, saved_steps, step_directory
+from wmtp_jax.training.layout import CHECKPOINTS_FOLDER
+from wmtp_jax.training.saved import best_step, check_step, saved_steps, step_directory
 
 
 class ModelSource(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +71,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _read(directory: Path) -> dict[str, Any] | None:
     """Figures of one run; None, and a line that says so, where it has no checkpoint yet."""
-    from wmtp_jax.training.manifest import RUN_FILE
+    from wmtp_jax.training.manifest import read_stage
     from wmtp_jax.training.metrics_file import read_metrics
     from wmtp_jax.training.saved import best_step, saved_steps, step_metrics
 
-    try:
-        stage = json.loads((directory / RUN_FILE).read_text())["stage"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: not a run directory (no readable {RUN_FILE})") from error
+    stage = read_stage(directory)
     best = best_step(directory)
     if best is None:
         err.print(f"{directory}: the run has not saved a validated checkpoint yet", highlight=False, soft_wrap=True)

@@ -11,9 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from wmtp_jax.console import Steps, err, out, print_json, table
 from wmtp_jax.errors import UserError, run_command
-from wmtp_jax.files import lock_run
+from wmtp_jax.volumes import lock_run
 
 EPILOG = """examples:
   python -m wmtp_jax.sync storage/checkpoints/baseline/baseline-micro
@@ -22,16 +24,26 @@ EPILOG = """examples:
 
 Metrics go where the run sent them: tracking.uri of its settings, else MLFLOW_TRACKING_URI of the environment or .env,
 else a SQLite file in the run directory. User and password are read from the environment or .env. The exit code is 0
-when everything is delivered, 1 when MLflow does not take it."""
+when everything is delivered, 1 when MLflow does not take it, 2 when what is named is no run, or one that is at work."""
 
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
+    from wmtp_jax.training.manifest import read_stage
+
     with contextlib.ExitStack() as stack:
-        for path in args.runs:
-            if path.is_dir():  # a run that is being trained delivers by itself
-                stack.enter_context(lock_run(path))
-        runs = [(path, *_open(path, args.uri)) for path in args.runs]  # a mistake is told before anything is sent
+        runs, mistakes = [], []
+        for path in dict.fromkeys(args.runs):
+            try:
+                read_stage(path)
+                stack.enter_context(lock_run(path))  # a run that is being trained delivers by itself
+                runs.append((path, *_open(path, args.uri)))
+            except UserError as error:  # of several, which a pattern may name, the others go on
+                mistakes.append(error)
+        if not runs:
+            raise UserError("\n".join(map(str, mistakes)))
+        for mistake in mistakes:
+            err.print(f"[yellow]left out:[/] {escape(str(mistake))}", highlight=False, soft_wrap=True)
         results = [_sync(*run) for run in runs]
     if args.json:
         print_json({"runs": results})
@@ -49,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         ]
         columns = ["run", "lines delivered", "lines waiting", "files uploaded", "files waiting", "to"]
         out.print(table("Deliveries to MLflow", columns, rows))
-    return 1 if any(result["errors"] for result in results) else 0
+    return 1 if any(result["errors"] for result in results) else 2 if mistakes else 0
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -69,13 +81,11 @@ def _open(directory: Path, uri: str | None) -> tuple[Any, list[dict[str, Any]]]:
     """The delivery of a run, and its lines. Raises UserError where there is nothing to deliver, or nowhere."""
     from wmtp_jax.settings_file import load_settings
     from wmtp_jax.training.delivery import Delivery
-    from wmtp_jax.training.manifest import RUN_FILE, SETTINGS_FILE
-    from wmtp_jax.training.metrics_file import METRICS_FILE, read_metrics
+    from wmtp_jax.training.layout import METRICS_FILE, SETTINGS_FILE
+    from wmtp_jax.training.manifest import read_stage
+    from wmtp_jax.training.metrics_file import read_metrics
 
-    try:
-        stage = json.loads((directory / RUN_FILE).read_text())["stage"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: not a run directory (no readable {RUN_FILE})") from error
+    stage = read_stage(directory)
     override = [f"tracking.uri={json.dumps(uri)}", "tracking.mlflow=true"] if uri else []
     settings = load_settings(directory / SETTINGS_FILE, override)
     if not settings.tracking.mlflow:
@@ -92,7 +102,7 @@ def _open(directory: Path, uri: str | None) -> tuple[Any, list[dict[str, Any]]]:
 def _sync(directory: Path, delivery: Any, lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Delivers one run; says what does not work."""
     from wmtp_jax.training.delivery import ARTIFACTS
-    from wmtp_jax.training.metrics_file import METRICS_FILE
+    from wmtp_jax.training.layout import METRICS_FILE
     from wmtp_jax.training.mlflow_client import describe
 
     names = (*ARTIFACTS, METRICS_FILE)

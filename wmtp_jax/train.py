@@ -202,7 +202,11 @@ def _show_summary(figures: dict[str, Any]) -> None:
         ["real tokens trained on", f"{figures['tokens_trained']:,}"],
         ["real tokens per second", f"{speed:,.0f}" if speed else "-"],
         ["samples left out (too long)", f"{figures['left_out_too_long']:,}"],
-        *([["updates skipped (not finite)", f"{figures['skipped_steps']:,}"]] if figures["skipped_steps"] else []),
+        *(
+            [["updates skipped (not finite, or a spike)", f"{figures['skipped_steps']:,}"]]
+            if figures["skipped_steps"]
+            else []
+        ),
         *([["batches without a target", n]] if (n := figures["batches_without_target"]) else []),
         *([["saving, beside training", saving]] if (saving := _saving(figures)) else []),
         ["time of this command", f"{figures['seconds']:.0f} s"],

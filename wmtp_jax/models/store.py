@@ -99,14 +99,15 @@ class Description(NamedTuple):
     base: Base | None = None
 
 
-def write_description(
-    directory: Path,
-    config: ModelConfig,
-    source: dict[str, Any],
-    adapter: LoRAConfig | None = None,
-    base: Base | None = None,
-) -> None:
-    """Writes ``config.json``; ``source`` says where the weights come from, the rest is as in `Description`."""
+def write_description(directory: Path, config: ModelConfig, source: dict[str, Any], *more: Any) -> None:
+    """Writes ``config.json``, see `description_text`."""
+    (directory / CONFIG_FILE).write_text(description_text(config, source, *more), encoding="utf-8")
+
+
+def description_text(
+    config: ModelConfig, source: dict[str, Any], adapter: LoRAConfig | None = None, base: Base | None = None
+) -> str:
+    """What stands in ``config.json``; ``source`` says where the weights come from, the rest is as in `Description`."""
     content = {
         "format_version": FORMAT_VERSIONS[base is not None],
         "architecture": dataclasses.asdict(config),
@@ -114,7 +115,7 @@ def write_description(
         **({"base": base._asdict()} if base else {}),
         "source": source,
     }
-    (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_description(directory: Path) -> Description:

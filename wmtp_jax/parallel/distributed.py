@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -278,7 +279,7 @@ class Meeting:
     _AHEAD = 3
 
     def __init__(self, name: str):
-        self._name, self._held = name, 0
+        self._name, self._held = f"{next(_names)}/{name}", 0  # processes make theirs in the same order
         self._step: int | None = None
 
     def ask(self, step: int) -> None:
@@ -286,13 +287,13 @@ class Meeting:
         if not is_several():
             self._step = step
             return
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
+        with _but_for("ALREADY_EXISTS"):  # another process was first
             _state().client.key_value_set(self._key, str(step + self._AHEAD))
 
     def due(self, step: int) -> bool:
         """Whether it is to be done now; called once after the start of every step, which ``step`` is."""
         if is_several() and self._step is None:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has asked
+            with _but_for("NOT_FOUND"):  # nobody has asked
                 self._step = int(_state().client.key_value_try_get(self._key))
         if self._step is None or step < self._step:
             return False
@@ -302,6 +303,16 @@ class Meeting:
     @property
     def _key(self) -> str:
         return f"wmtp_jax/meeting/{self._name}/{self._held}"
+
+
+@contextlib.contextmanager
+def _but_for(code: str) -> Iterator[None]:
+    """Passes over one kind of answer of jax's key-value store."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if code not in str(error):
+            raise
 
 
 def _state() -> Any:

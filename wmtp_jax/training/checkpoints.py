@@ -9,6 +9,7 @@ step, so a resume needs nothing else.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import sys
 import threading
@@ -25,8 +26,8 @@ from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.models.lora import ADAPTER
 from wmtp_jax.models.store import ADAPTER_FOLDER, PARAMS_FOLDER, save_args
 from wmtp_jax.parallel.distributed import is_first
+from wmtp_jax.training.layout import CHECKPOINTS_FOLDER
 from wmtp_jax.training.saved import (
-    CHECKPOINTS_FOLDER,
     METRICS_ITEM,
     PROGRESS_ITEM,
     add_metrics,
@@ -103,6 +104,8 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.wait()
+        if self._failure:  # an error has come between
+            err.print(f"step {self._failure.step} could not be saved ({self._failure.reason})", highlight=False)
         sys.unraisablehook = self._hook_before
         self._checkpointer.close()
 
@@ -118,18 +121,26 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the save in flight."""
+        started = time.perf_counter()
         if self._settling is not None:
             self._settling.join()
+        self.stalled += time.perf_counter() - started
 
     def failure(self) -> SaveFailure | None:
-        """The save that has failed since this was asked last."""
+        """The save that has failed since this was asked last; None while one is in flight."""
+        if self.is_saving:
+            return None
         failure, self._failure = self._failure, None
         return failure
 
     def warn_of_space(self, state: TrainState) -> None:
-        """Tells where the disk has less room than one step takes: nothing is lost yet, and it can be made."""
+        """Tells where the disk has less room than one step takes: nothing is lost yet, and it can be made.
+
+        ``state``: arrays, or their shapes and types.
+        """
         leaves = jax.tree.leaves([self._weights(state.params), _beside_params(state)])
-        needed, free = sum(leaf.nbytes for leaf in leaves), shutil.disk_usage(self._run_directory).free
+        needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        free = shutil.disk_usage(self._run_directory).free
         if free < needed:
             err.print(
                 f"[yellow]{self._run_directory}:[/] a checkpoint takes up to {needed / 1e9:,.1f} GB, and "
@@ -146,8 +157,8 @@ class Checkpoints:
           metrics: of its validation; None where it was not validated.
           progress: totals of the run.
         """
-        started = time.perf_counter()
         self.wait()
+        started = time.perf_counter()
         step = int(state.step)
         items = {
             name: ocp.args.PyTreeSave(tree, save_args=save_args(tree))
@@ -160,7 +171,6 @@ class Checkpoints:
         self._step = step
         try:
             folder = step_directory(self._run_directory, step)
-            folder.parent.mkdir(parents=True, exist_ok=True)
             self._checkpointer.save(folder.resolve(), args=ocp.args.Composite(**items))
         except Exception as error:  # as in `_settle`
             self._fail(error)
@@ -170,10 +180,21 @@ class Checkpoints:
         self.stalled += time.perf_counter() - started
 
     def complete(self, step: int, metrics: dict[str, float]) -> None:
-        """Gives a step of an earlier session the metrics of the validation that it owed. Raises OSError."""
-        if is_first():
+        """Gives a step of an earlier session the metrics of the validation that it owed.
+
+        Raises:
+          Failure: they cannot be written.
+        """
+        if not is_first():
+            return
+        try:
             add_metrics(self._run_directory, step, metrics)
-            self._remove_old()
+        except OSError as error:
+            raise Failure(
+                f"{step_directory(self._run_directory, step)}: its validation cannot be written ({error.strerror}); "
+                "make room (or mend the volume) and give the same command"
+            ) from error
+        self._remove_old()
 
     def _before_commit(self) -> None:
         """Called by Orbax in process 0 when all of a step is written, before it gets its name."""

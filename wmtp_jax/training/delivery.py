@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from wmtp_jax.config import Settings, read_environment
+from wmtp_jax.config import Settings, read_environment, without_credentials
 from wmtp_jax.console import err
-from wmtp_jax.files import write_whole
+from wmtp_jax.files import sha256_of, write_whole
 from wmtp_jax.settings_file import flatten
-from wmtp_jax.training.metrics_file import METRICS_FILE, metric_lines
+from wmtp_jax.training.layout import METRICS_FILE, MLFLOW_FILE, RUN_FILE, SAMPLES_FILE, SETTINGS_FILE
+from wmtp_jax.training.metrics_file import metric_lines
 from wmtp_jax.training.mlflow_client import make_client, prepare
 
-MLFLOW_FILE = "mlflow.json"
-ARTIFACTS = ("settings.yaml", "run.json", "samples.json")
+ARTIFACTS = (SETTINGS_FILE, RUN_FILE, SAMPLES_FILE)
 
 _TAG = "wmtp.id"  # by which the MLflow run of a run directory is found
 _AT_ONCE = 1000  # metrics MLflow takes in one request
@@ -54,7 +52,7 @@ class Delivery:
         local = f"sqlite:///{run_directory.resolve() / 'mlflow.db'}"
         self._uri = settings.tracking.uri or environment.mlflow_tracking_uri or local
         self.is_local = self._uri == local
-        self.address = _without_credentials(self._uri)
+        self.address = without_credentials(self._uri)
         note = _read_note(run_directory / MLFLOW_FILE)
         self._id: str = note.get("id") or secrets.token_hex(16)
         self.status: str = note.get("status", "RUNNING")
@@ -101,8 +99,10 @@ class Delivery:
         for name, digest in self._changed(names):
             if self._stopped:
                 break
-            client.log_artifact(self._run_id, str(self._directory / name))
-            self._uploaded = self._uploaded | {name: digest}
+            run_id = self._run_id
+            client.log_artifact(run_id, str(self._directory / name))
+            if run_id == self._run_id:  # meanwhile the server may have lost that run, and got another
+                self._uploaded = self._uploaded | {name: digest}
             self._try_to_save()
             done += 1
         return done
@@ -176,7 +176,7 @@ class Delivery:
     def _changed(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
         for name in () if self.is_local else names:  # beside a local database they lie already
             path = self._directory / name
-            if path.is_file() and (digest := _sha256(path)) != self._uploaded.get(name):
+            if path.is_file() and (digest := sha256_of(path)) != self._uploaded.get(name):
                 yield name, digest
 
     def _missing(self, line: dict[str, Any]) -> dict[str, float]:
@@ -255,16 +255,3 @@ def _read_note(path: Path) -> dict[str, Any]:
     if "servers" not in note:  # an earlier version knew one server
         return {"servers": {note["uri"]: {"run_id": note["run_id"]}}}
     return note
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _without_credentials(uri: str) -> str:
-    """An address as it may stand in a file: without user and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -19,7 +19,6 @@ from wmtp_jax.console import Steps, err
 from wmtp_jax.data.batches import Batch, training_batches, validation_batches
 from wmtp_jax.data.pack import Rows
 from wmtp_jax.errors import Failure
-from wmtp_jax.files import lock_run
 from wmtp_jax.interruption import Interruption
 from wmtp_jax.load import load_params
 from wmtp_jax.parallel.distributed import Meeting, exchange, is_first, is_several
@@ -28,7 +27,8 @@ from wmtp_jax.parallel.sharding import place_rows
 from wmtp_jax.processes import agreed
 from wmtp_jax.training.checkpoints import Checkpoints
 from wmtp_jax.training.initial import find_base, initial_params
-from wmtp_jax.training.manifest import Session, rename_base, session, write_run_files
+from wmtp_jax.training.layout import CHECKPOINTS_FOLDER
+from wmtp_jax.training.manifest import Session, close_sessions, rename_base, session, write_run_files
 from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.program import make_program
 from wmtp_jax.training.records import Records
@@ -41,7 +41,6 @@ from wmtp_jax.training.run_directory import (
     run_facts,
 )
 from wmtp_jax.training.saved import (
-    CHECKPOINTS_FOLDER,
     VALIDATION_LOSS,
     best_step,
     keep_step,
@@ -56,8 +55,8 @@ from wmtp_jax.training.saving import SaveClock
 from wmtp_jax.training.step import TrainState
 from wmtp_jax.training.tracking import Tracking
 from wmtp_jax.training.validation import critic_metrics, unigram_cross_entropy, validation_metrics
+from wmtp_jax.volumes import lock_run
 
-_FLUSH_S = 8.0  # of the seconds between a signal and the end of a machine
 _PATIENCE = 30.0  # seconds; the others stand in the middle of a step, and may never come
 
 
@@ -97,6 +96,8 @@ def fit(run: Run, *, interruption: Interruption | None = None, allow_changed: Co
         first_step = last_step = saved[-1] if saved else 0
         saving: dict[str, float] = {}
         if _is_done(run, first_step):
+            if is_first():
+                close_sessions(run)
             err.print(f"{run.directory} is finished: step {first_step} of {_end(run)}", highlight=False, soft_wrap=True)
         else:
             last_step, saving = _continue(run, saved, before, changes, interruption)
@@ -277,6 +278,8 @@ def _train(
             )
         )
         progress: dict[str, Any] = {"tokens": 0, "seconds": 0.0}
+        if is_first():
+            checkpoints.warn_of_space(trainer.program.state)
         if state is None:
             err.print(f"continuing {run.directory} from step {first_step}", highlight=False, soft_wrap=True)
             base = initial_params(run, trainer.mesh) if frozen else {}
@@ -284,7 +287,8 @@ def _train(
         tracking = None
         if is_first():
             tracking = stack.enter_context(Tracking(run.directory, settings, run.stage.name, first_step))
-        log = Records(run, tracking, progress, checkpoints.wait)
+            stack.push(this.end)  # before it is uploaded
+        log = Records(run, tracking, progress, first_step, checkpoints.wait)
         if _owes_validation(run, first_step):
             validation = trainer.validate(state.params)
             assert validation is not None
@@ -295,8 +299,6 @@ def _train(
             checkpoints.complete(first_step, validation)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         clock, stop = SaveClock(run, checkpoints, bar.note), Meeting("stop")
-        if is_first():
-            checkpoints.warn_of_space(state)
         in_flight: deque[tuple[int, Any, Batch]] = deque()
         batches = training_batches(
             run.train,
@@ -309,7 +311,7 @@ def _train(
             order=run.order,
         )
         stack.callback(batches.close)
-        stack.enter_context(interruption.finishing())
+        interruption.only_ask()
         asked = stopping = False
 
         def log_oldest() -> None:
@@ -341,7 +343,9 @@ def _train(
             if validation is not None:
                 _check_sound(run, step, validation)
                 log.validation(step, validation)
-                bar.note(f"step {step}: val/loss {validation['val/loss']:.4f}")
+                bar.note(f"step {step}: val/loss {validation[VALIDATION_LOSS]:.4f}")
+            if tracking:
+                tracking.sync()
             save = partial(checkpoints.save, state, validation, log.progress)
             save()
             clock.saved()
@@ -351,9 +355,9 @@ def _train(
             log.start()
         if stopping:
             this.ended = f"stopped by {interruption.requested or 'another process'}"
-        this.end()  # before it is uploaded
+        this.end(None, None)
         if stopping and tracking:
-            tracking.close("KILLED", deadline_s=_FLUSH_S)
+            tracking.stop()
         return {"save_seconds": checkpoints.seconds, "save_stall_seconds": checkpoints.stalled}
 
 

@@ -27,11 +27,16 @@ from wmtp_jax.load import model_fingerprint
 from wmtp_jax.models import store
 from wmtp_jax.provenance import code_revision, hardware, versions
 from wmtp_jax.settings_file import as_yaml
-from wmtp_jax.training.delivery import MLFLOW_FILE
-from wmtp_jax.training.metrics_file import METRICS_FILE
+from wmtp_jax.training.layout import (
+    BAD_BATCHES_FILE,
+    CHECKPOINTS_FOLDER,
+    METRICS_FILE,
+    MLFLOW_FILE,
+    RUN_FILE,
+    SAMPLES_FILE,
+    SETTINGS_FILE,
+)
 from wmtp_jax.training.run import Run
-
-SETTINGS_FILE, RUN_FILE, SAMPLES_FILE = "settings.yaml", "run.json", "samples.json"
 
 # Entries of ``run.json`` that must stay the same, beside the settings, and what they are for people.
 IDENTITY = {
@@ -90,7 +95,7 @@ def write_run_files(run: Run, base: store.Base | None, before: dict[str, Any] | 
     directory = run.directory
     try:
         if before is None:  # what is there is of another run, which has saved nothing
-            for name in (MLFLOW_FILE, METRICS_FILE):
+            for name in (MLFLOW_FILE, METRICS_FILE, BAD_BATCHES_FILE):
                 (directory / name).unlink(missing_ok=True)
         # These two first: they mark the folder as a run's, should the rest be interrupted.
         start = model_fingerprint(run.source) if run.source else None
@@ -107,22 +112,35 @@ def write_run_files(run: Run, base: store.Base | None, before: dict[str, Any] | 
             facts[str(run.stage.scorer)] = str(run.scorer.directory)
         if run.source:
             facts["start_source"] = run.source.description.source
-        store.write_description(directory, run.config, facts, run.objective.lora, base)
+        (directory / CHECKPOINTS_FOLDER).mkdir(exist_ok=True)  # here: all processes save into it
+        _write_description(directory, run.config, facts, run.objective.lora, base)
     except OSError as error:
         raise _unwritable(directory, error) from error
 
 
 def rename_base(directory: Path, base: store.Base) -> None:
-    """Writes where the base of a run is now, if that is another place than before."""
+    """Writes where the base of a run is now, if that is another place than before. Raises OSError."""
     found = store.read_description(directory)
     if found.base != base:
-        store.write_description(directory, found.config, found.source, found.adapter, base)
+        _write_description(directory, found.config, found.source, found.adapter, base)
+
+
+def _write_description(directory: Path, *description: Any) -> None:
+    write_whole(directory / store.CONFIG_FILE, store.description_text(*description))
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
     """``run.json``; None where there is none. Raises ValueError where it is damaged."""
     path = directory / RUN_FILE
     return dict(json.loads(path.read_text())) if path.is_file() else None
+
+
+def read_stage(directory: Path) -> str:
+    """The stage of a run. Raises UserError where the directory is not a run's."""
+    try:
+        return str(json.loads((directory / RUN_FILE).read_text())["stage"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory}: not a run directory (no readable {RUN_FILE})") from error
 
 
 def _write_record(run: Run, record: dict[str, Any]) -> None:
@@ -143,7 +161,7 @@ class Session:
 
     Attributes:
       last_step: the last step that was trained.
-      ended: how it ended.
+      ended: how it ended, where that was in order.
     """
 
     def __init__(self, first_step: int, write: Callable[[Session], None] = lambda _: None):
@@ -151,8 +169,12 @@ class Session:
         self.ended = "finished"
         self._write = write
 
-    def end(self) -> None:
-        """Writes down that it has ended; a second call does nothing."""
+    def end(self, _: object, error: BaseException | None, *__: object) -> None:
+        """Writes down that it has ended, by an ``error`` or without; as ``__exit__``. A second call does nothing."""
+        if isinstance(error, Interrupted):
+            self.ended = f"stopped by {error}"
+        elif error is not None:
+            self.ended = f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
         write, self._write = self._write, lambda _: None
         write(self)
 
@@ -170,9 +192,7 @@ def session(run: Run, first_step: int, changed: dict[str, Any]) -> Iterator[Sess
       UserError: it cannot be written.
     """
     record = read_record(run.directory) or {}
-    sessions: list[dict[str, Any]] = list(record.get("sessions", []))
-    if sessions and "ended" not in sessions[-1]:
-        sessions[-1]["ended"] = "no word (killed, or the machine was lost)"
+    sessions = _closed_sessions(record)
     entry: dict[str, Any] = {
         "started": _now(),
         "first_step": first_step,
@@ -195,14 +215,22 @@ def session(run: Run, first_step: int, changed: dict[str, Any]) -> Iterator[Sess
     except OSError as error:
         raise _unwritable(run.directory, error) from error
     this = Session(first_step, write_end)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.push(this.end)
         yield this
-    except BaseException as error:
-        stopped = f"stopped by {error}" if isinstance(error, Interrupted) else None
-        this.ended = stopped or f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise
-    finally:
-        this.end()
+
+
+def close_sessions(run: Run) -> None:
+    """Writes down that the last session of a finished run was killed, if it has no word of its end."""
+    record = read_record(run.directory) or {}
+    closed = _closed_sessions(record)
+    if closed != record.get("sessions"):
+        write_whole(run.directory / RUN_FILE, json.dumps({**record, "sessions": closed}, indent=2) + "\n")
+
+
+def _closed_sessions(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sessions of a record, of which none goes on any more."""
+    return [{"ended": "no word (killed, or the machine was lost)", **entry} for entry in record.get("sessions", [])]
 
 
 def _now() -> str:

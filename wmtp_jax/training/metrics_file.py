@@ -12,8 +12,7 @@ from typing import Any
 
 from wmtp_jax.console import err
 from wmtp_jax.errors import Failure
-
-METRICS_FILE = "metrics.jsonl"
+from wmtp_jax.training.layout import METRICS_FILE
 
 _TAIL = 2**20  # bytes, more than a line has
 
@@ -59,14 +58,19 @@ class MetricsFile:
         self._waiting += json.dumps(line).encode() + b"\n"
         self._write()
 
+    def sync(self) -> None:
+        """Has the disk keep what is written, even if the machine goes. Never raises."""
+        if self._file is not None:
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                self._warn(error, "its last lines may be lost")
+
     def close(self) -> None:
         """Writes what is waiting; says what is lost where that does not work."""
         self._write()
+        self.sync()  # a network disk tells only now that it is full
         if self._file is not None:
-            try:
-                os.fsync(self._file)  # a network disk tells only now that it is full
-            except OSError as error:
-                self._warn(error, "its last lines may be lost")
             os.close(self._file)
             self._file = None
         if lines := self._waiting.count(b"\n"):
@@ -128,6 +132,9 @@ def metric_lines(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, An
         file.seek(start)
         end = start
         while text := file.readline():
+            if text == b"\n":  # a reader was faster than the end of a line
+                end += 1
+                continue
             try:
                 line = json.loads(text)
                 line["step"]

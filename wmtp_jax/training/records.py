@@ -17,13 +17,14 @@ import numpy as np
 from wmtp_jax.console import err
 from wmtp_jax.data.batches import Batch
 from wmtp_jax.errors import Failure
+from wmtp_jax.files import write_whole
 from wmtp_jax.parallel.distributed import is_first
+from wmtp_jax.training.layout import BAD_BATCHES_FILE
 from wmtp_jax.training.run import Run
 from wmtp_jax.training.saved import saved_steps
 from wmtp_jax.training.throughput import device_memory_gb, forward_flops, matmul_peak, update_flops
 from wmtp_jax.training.tracking import Tracking
 
-BAD_BATCHES_FILE = "bad_batches.jsonl"  # in a run directory: the batches of skipped updates, one JSON object each
 _SHOWN = 8  # of each list of a message
 
 
@@ -34,6 +35,7 @@ class Records:
       run: which run.
       tracking: where records go; None in processes that write none.
       progress: the totals so far.
+      first_step: where the run continues; what stands of later steps in `BAD_BATCHES_FILE` is made again.
       wait: waits for the saves in flight.
     """
 
@@ -42,11 +44,14 @@ class Records:
         run: Run,
         tracking: Tracking | None,
         progress: dict[str, Any],
+        first_step: int,
         wait: Callable[[], None],
     ):
         self.progress = {"skipped": 0, "empty": 0, **progress}
         self._warned, self._unwritten = False, False
         self._run, self._tracking, self._wait = run, tracking, wait
+        if is_first():
+            _cut_batches(run.directory / BAD_BATCHES_FILE, first_step)
         self._peak = matmul_peak(run.settings.model.compute_dtype) * run.schedule.devices
 
     def start(self) -> None:
@@ -173,6 +178,18 @@ class Records:
     def _record(self, step: int, values: dict[str, float]) -> None:
         if self._tracking:  # JSON has no NaN
             self._tracking.log(step, {name: value for name, value in values.items() if math.isfinite(value)})
+
+
+def _cut_batches(path: Path, step: int) -> None:
+    """Takes the lines of later steps off, and one that was cut short."""
+    kept = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+    if path.is_file():
+        with contextlib.suppress(OSError):  # then they stand twice
+            write_whole(path, "".join(kept))
 
 
 def _append_line(path: Path, line: str) -> None:

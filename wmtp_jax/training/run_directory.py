@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -13,14 +14,16 @@ from pydantic import ValidationError
 
 from wmtp_jax.config import Settings
 from wmtp_jax.errors import UserError
-from wmtp_jax.files import WRITING, check_name, check_writable
+from wmtp_jax.files import WRITING, check_name
 from wmtp_jax.parallel.distributed import is_first, process_id
 from wmtp_jax.settings_file import as_yaml, flatten
-from wmtp_jax.training.manifest import IDENTITY, RUN_FILE, SETTINGS_FILE, identity, read_record
+from wmtp_jax.training.layout import RUN_FILE, SETTINGS_FILE
+from wmtp_jax.training.manifest import IDENTITY, identity, read_record
 from wmtp_jax.training.objective import trained_part
 from wmtp_jax.training.run import Run
-from wmtp_jax.training.saved import saved_steps
+from wmtp_jax.training.saved import saved_steps, step_metrics
 from wmtp_jax.training.stages import Stage
+from wmtp_jax.volumes import LOCK_FILE, check_writable
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -56,6 +59,8 @@ _FORM = (
     "model.param_dtype",
     "training.train",
     "training.moments_dtype",
+    "training.spike_sigma",
+    "training.spike_window",
     "lora.",
     "critic.value_head",
 )
@@ -69,19 +74,17 @@ def check_directory(directory: Path, settings: Settings, allowed: Collection[str
     """
     known = [*flatten(yaml.safe_load(as_yaml(settings))), *IDENTITY]
     for name in allowed:
-        if name.startswith(_FORM):
-            raise UserError(f"--allow-changed {name}: the saved state would not fit; start another run for that")
         if not any(full == name or full.startswith(f"{name}.") for full in known):
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; there is: {', '.join(IDENTITY)}, and every setting"
             raise UserError(f"--allow-changed {name}: no such setting or fingerprint{hint}")
     check_name(directory)
-    check_writable(directory, "checkpoint.save_dir")
-    if directory.exists() and not directory.is_dir():
+    if os.path.isfile(directory):  # unlike pathlib's, with no error where a volume is away
         raise UserError(f"{directory}: is a file; checkpoint.save_dir must be a folder of its own")
+    check_writable(directory, "checkpoint.save_dir")
     # What `write_whole` was killed over is no file of anybody's.
     holds = {path.name for path in directory.iterdir() if path.suffix != WRITING} if directory.is_dir() else set()
-    if holds and RUN_FILE not in holds:
+    if holds - {LOCK_FILE} and RUN_FILE not in holds:
         raise UserError(f"{directory}: holds files, but no run; name an empty or new folder as checkpoint.save_dir")
 
 
@@ -120,14 +123,16 @@ def find_changes(run: Run, allowed: Collection[str]) -> tuple[dict[str, Any] | N
     for facts in (before, now):
         facts["training.train"] = trained_part(run.stage, facts.get("training.train"))
     different = {name: pair for name, pair in _differences(before, now).items() if not name.startswith(_FREE)}
-    refused = {name: pair for name, pair in different.items() if not _is_allowed(name, allowed)}
+    refused = {n: pair for n, pair in different.items() if n.startswith(_FORM) or not _is_allowed(n, allowed)}
     if not refused:
         return record, different
     if not has_steps:
         return None, {}
     listing = "\n  ".join(f"{_for_people(name)}: {a} there, {b} now" for name, (a, b) in refused.items())
+    form = [name for name in refused if name.startswith(_FORM)]
     flags = " ".join(f"--allow-changed {name}" for name in refused)
-    accept = f", or accept what has changed with {flags}" if not any(n.startswith(_FORM) for n in refused) else ""
+    accept = f" ({', '.join(form)} cannot be allowed: the saved state would not fit)" if form else ""
+    accept = accept or f", or accept what has changed with {flags}"
     raise UserError(
         f"{directory} belongs to a run made by other settings:\n  {listing}\n"
         f"Take the settings back (they are in its {SETTINGS_FILE}) to continue it{accept}, or start another run with "
@@ -145,17 +150,19 @@ def _for_people(name: str) -> str:
 
 def run_facts(run: Run, saved: list[int]) -> dict[str, Any]:
     """What must be the same in every process of a run."""
-    return {**flatten(yaml.safe_load(as_yaml(run.settings))), **identity(run), "saved steps": saved}
+    validated = [step for step in saved if step_metrics(run.directory, step)]
+    settings = flatten(yaml.safe_load(as_yaml(run.settings)))
+    return {**settings, **identity(run), "saved steps": saved, "validated steps": validated}
 
 
 def check_alike(run: Run, facts: list[dict[str, Any]]) -> None:
     """Raises UserError where the `run_facts` of a process are not those of process 0."""
     for number, theirs in enumerate(facts):
         different = _differences(facts[0], theirs)
-        if "saved steps" in different:
-            ours, others = different["saved steps"]
+        for steps in different.keys() & {"saved steps", "validated steps"}:
+            ours, others = different[steps]
             raise UserError(
-                f"{run.directory}: process 0 sees the saved steps {ours} there, process {number} {others}; all "
+                f"{run.directory}: process 0 sees the {steps} {ours} there, process {number} {others}; all "
                 "processes need the same folder, on a shared file system"
             )
         if different:

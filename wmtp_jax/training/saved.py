@@ -7,8 +7,8 @@ its files along. A step that is being removed is renamed first: what has a numbe
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -18,12 +18,10 @@ from typing import Any
 
 from wmtp_jax.console import err
 from wmtp_jax.errors import Failure, UserError
-from wmtp_jax.files import write_whole
+from wmtp_jax.files import sha256_of, write_whole
 from wmtp_jax.models.store import ADAPTER_FOLDER, PARAMS_FOLDER
+from wmtp_jax.training.layout import CHECKPOINTS_FOLDER, CHECKSUMS_FILE, NEEDED_FILE
 
-CHECKPOINTS_FOLDER = "checkpoints"
-CHECKSUMS_FILE = "checksums.json"  # in a step: size and SHA-256 of its files
-NEEDED_FILE = "needed_steps.json"  # in a run directory: steps that other runs rest on
 METRICS_ITEM, PROGRESS_ITEM = "metrics", "progress"
 VALIDATION_LOSS = "val/loss"
 
@@ -52,20 +50,34 @@ def step_directory(run_directory: Path, step: int) -> Path:
 
 
 def step_metrics(run_directory: Path, step: int) -> dict[str, float]:
-    """Validation metrics of a saved step; empty where it was saved without validation, or they cannot be read."""
-    return _read_json(step_directory(run_directory, step) / METRICS_ITEM / "metrics")
+    """Validation metrics of a saved step; empty where it was saved without validation.
+
+    Raises:
+      UserError: they are damaged.
+      OSError: the disk does not give them.
+    """
+    return _read_json(_metrics_path(step_directory(run_directory, step)))
 
 
 def step_progress(run_directory: Path, step: int) -> dict[str, Any]:
-    """Tokens and seconds up to a saved step; empty where they cannot be read."""
+    """Tokens and seconds up to a saved step. Raises as `step_metrics`."""
     return _read_json(step_directory(run_directory, step) / PROGRESS_ITEM / "metadata")
+
+
+def _metrics_path(step_folder: Path) -> Path:
+    return step_folder / METRICS_ITEM / "metrics"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):  # a damaged step is found by its checksums, not here
+    except FileNotFoundError:
         return {}
+    except (ValueError, TypeError) as error:
+        step = path.parent.parent
+        raise UserError(
+            f"{path}: is damaged ({error}). Remove {step}, or name another step than the best (RUN@<step>)"
+        ) from error
 
 
 def best_step(run_directory: Path) -> int | None:
@@ -133,26 +145,22 @@ def write_checksums(folder: Path) -> None:
     names = [path.relative_to(folder).as_posix() for path in paths]
     listed = [(name, path) for name, path in zip(names, paths, strict=True) if name not in _UNCHECKED]
     with ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(_sha256, [path for _, path in listed])
+        digests = pool.map(sha256_of, [path for _, path in listed])
         record = {name: [path.stat().st_size, digest] for (name, path), digest in zip(listed, digests, strict=True)}
     (folder / CHECKSUMS_FILE).write_text(json.dumps(record, indent=0) + "\n")
+    os.sync()  # all of it is on the disk before the step gets its name and older ones go
 
 
 def add_metrics(run_directory: Path, step: int, metrics: dict[str, float]) -> None:
     """Gives a saved step the metrics of a validation that was still owed to it. Raises OSError."""
     folder = step_directory(run_directory, step)
-    path = folder / METRICS_ITEM / "metrics"
+    path = _metrics_path(folder)
     path.parent.mkdir(exist_ok=True)
     write_whole(path, json.dumps(metrics))
     if (folder / CHECKSUMS_FILE).is_file():
         record = json.loads((folder / CHECKSUMS_FILE).read_text())
-        record[path.relative_to(folder).as_posix()] = [path.stat().st_size, _sha256(path)]
+        record[path.relative_to(folder).as_posix()] = [path.stat().st_size, sha256_of(path)]
         write_whole(folder / CHECKSUMS_FILE, json.dumps(record, indent=0) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_damage(folder: Path, items: Iterable[str] | None = None) -> str | None:
@@ -185,7 +193,7 @@ def find_damage(folder: Path, items: Iterable[str] | None = None) -> str | None:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
     with ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(_sha256, [folder / name for name in record])
+        digests = pool.map(sha256_of, [folder / name for name in record])
         wrong = [name for name, digest in zip(record, digests, strict=True) if digest != record[name][1]]
     return f"{wrong[0]} has other contents than were written" if wrong else None
 

@@ -12,9 +12,11 @@ from types import TracebackType
 from wmtp_jax.config import Settings
 from wmtp_jax.console import err
 from wmtp_jax.training.delivery import ARTIFACTS, Delivery
-from wmtp_jax.training.metrics_file import METRICS_FILE, MetricsFile
+from wmtp_jax.training.layout import METRICS_FILE
+from wmtp_jax.training.metrics_file import MetricsFile
 from wmtp_jax.training.mlflow_client import describe, http_status
 
+_FLUSH_S = 8.0  # of the seconds between a signal and the end of a machine
 _LOOK_EVERY = 1.0  # seconds between two looks into the file
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds after a failure
 _REFUSED_PAUSE = 60.0  # after a wrong password: a server may lock an account that tries too often
@@ -50,12 +52,24 @@ class Tracking:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.close("FINISHED" if kind is None else "KILLED" if interrupted else "FAILED")
+        if interrupted:
+            self.close("KILLED", _FLUSH_S)
+        else:
+            self.close("FINISHED" if kind is None else "FAILED")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Records finite values of a step, in the order of steps. Takes no time and raises nothing."""
         assert self._file is not None
         self._file.log(step, metrics)
+
+    def sync(self) -> None:
+        """Has the disk keep what is recorded, even if the machine goes: a checkpoint rests on it."""
+        assert self._file is not None
+        self._file.sync()
+
+    def stop(self) -> None:
+        """`close` for a run that is to be continued, and a machine that may soon be gone."""
+        self.close("KILLED", _FLUSH_S)
 
     def close(self, status: str = "FINISHED", deadline_s: float = 30.0) -> None:
         """Delivers what is waiting, as far as that works within ``deadline_s`` seconds, and says what remains.
