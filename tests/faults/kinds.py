@@ -19,7 +19,7 @@ _CHECKSUMS = "wmtp_jax.training.checkpoints:write_checksums"
 _REPLACE = "pathlib:Path.replace"
 _METRICS_FILE = "wmtp_jax.training.metrics_file:MetricsFile"
 _QUICK = {"wmtp_jax.training.saving:_RETRY_S": 0.3, "wmtp_jax.training.saving:_LAST_PAUSES_S": (0.3, 0.3, 0.3)}
-_FILE_BYTES = 60_000  # larger than all files of a run but the arrays in a checkpoint
+_FILE_BYTES = 20_000  # smaller than the arrays of a checkpoint, larger than the log
 _RESUME = "resume with: python -m wmtp_jax.train --stage"
 
 

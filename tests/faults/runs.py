@@ -225,13 +225,14 @@ def differences(run: Path, reference: Path, *, elastic: bool, all_saved: bool = 
             if not _alike(np.asarray(value), np.asarray(wanted_line[name]), elastic)
         ]
     sessions: list[dict[str, Any]] = (read_record(run) or {}).get("sessions", [])
-    # A kill after the last save may have taken its last word from the last session, which nothing comes after.
+    # A kill after the last save may have taken its last word from the last session.
+    ends = [entry.get("ended", "no word") for entry in sessions]
     if (
-        not sessions
-        or any("ended" not in e for e in sessions[:-1])
-        or sessions[-1].get("ended", "") not in ("finished", "")
+        any("ended" not in entry for entry in sessions[:-1])
+        or not ends
+        or not ends[-1].startswith(("no word", "finished"))
     ):
-        found.append(f"run.json: sessions ended {[entry.get('ended') for entry in sessions]}")
+        found.append(f"run.json: sessions ended {ends}")
     left = [path.name for path in run.rglob("*") if ".orbax-checkpoint-tmp" in path.name or ".removed" in path.name]
     return found + [f"{name} was left behind" for name in left[:1]]
 
