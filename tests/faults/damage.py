@@ -27,7 +27,7 @@ def damage(what: str, files: str, *, harmless: bool = False) -> Fault:
         if ends == signal.SIGTERM:
             chain.wait_for(process, lambda: trained(process) > 0)
         else:
-            chain.wait_for(process, lambda: chain.saved[-1] != before)
+            chain.wait_for(process, lambda: trained(process) > 0 and chain.saved[-1] != before)
         process.signal(ends)
         process.wait(60)
         chain.settle(process)

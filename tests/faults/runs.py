@@ -82,7 +82,7 @@ KINDS = {
         numb=True,
     ),
     "tracked": Kind("baseline", tracked=True),
-    "elastic": Kind("baseline", ("training.adam_eps=1e-3",), elastic=True),
+    "elastic": Kind("baseline", ("training.adam_eps=1e-3", "training.learning_rate=1e-3"), elastic=True),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import random
@@ -137,28 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     probe.close()
     if not probe.works:
         err.print("no user namespaces here: no file system is made full or read-only", highlight=False)
-    kit, lock, outcomes, done = Kit(folder / "kit"), threading.Lock(), [], itertools.count(1)
-
-    def tell(line: str) -> None:
-        with lock:
-            err.print(f"{next(done)}/{args.faults} {line}", highlight=False, soft_wrap=True)
-
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(kit.reference, KINDS))
-    err.print(f"reference runs: {time.monotonic() - started:.0f} s", highlight=False)
-    upcoming = enumerate(plans(args.seed, namespaces=probe.works))
-    running: dict[Future[list[Outcome]], int] = {}
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        while running or len(outcomes) < args.faults:
-            # Runs in flight are taken to bring what is planned for them.
-            while len(running) < _AT_ONCE and len(outcomes) + sum(running.values()) < args.faults:
-                number, plan = next(upcoming)
-                place = folder / f"{number:03d}-{plan.kind.replace(' ', '-')}"
-                running[pool.submit(run_chain, kit, plan, place, fresh=_FRESH, tell=tell)] = len(plan.faults)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                outcomes += future.result()
-                del running[future]
-    kit.close()
+    with contextlib.closing(Kit(folder / "kit")) as kit:
+        outcomes = _inject(kit, folder, args.seed, args.faults, namespaces=probe.works)
     rows = summary(outcomes)
     failed = [outcome for outcome in outcomes if outcome.wrong]
     seconds = time.monotonic() - started
@@ -173,6 +154,32 @@ def main(argv: list[str] | None = None) -> int:
     if not failed:
         shutil.rmtree(folder, ignore_errors=True)
     return 1 if failed else 0
+
+
+def _inject(kit: Kit, folder: Path, seed: int, faults: int, *, namespaces: bool) -> list[Outcome]:
+    """Injects so many faults at least, into two runs at a time."""
+    started, lock, done = time.monotonic(), threading.Lock(), itertools.count(1)
+
+    def tell(line: str) -> None:
+        with lock:
+            err.print(f"{next(done)}/{faults} {line}", highlight=False, soft_wrap=True)
+
+    outcomes: list[Outcome] = []
+    running: dict[Future[list[Outcome]], int] = {}
+    upcoming = enumerate(plans(seed, namespaces=namespaces))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(kit.reference, KINDS))
+        err.print(f"reference runs: {time.monotonic() - started:.0f} s", highlight=False)
+        while running or len(outcomes) < faults:
+            # Runs in flight are taken to bring what is planned for them.
+            while len(running) < _AT_ONCE and len(outcomes) + sum(running.values()) < faults:
+                number, plan = next(upcoming)
+                place = folder / f"{number:03d}-{plan.kind.replace(' ', '-')}"
+                running[pool.submit(run_chain, kit, plan, place, fresh=_FRESH, tell=tell)] = len(plan.faults)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                outcomes += future.result()
+                del running[future]
+    return outcomes
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
