@@ -60,6 +60,7 @@ schema: $(VENV)/.installed
 bench: $(VENV)/.installed-test
 	@test -d $(MINI) || $(BIN)/python -m wmtp_jax.prepare --dataset mini --output $(MINI)
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.checkpoint --gigabytes 0.5
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.data --solutions 20000
 

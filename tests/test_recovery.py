@@ -17,6 +17,7 @@ from metric_lines import untimed_metrics
 import wmtp_jax
 from wmtp_jax.errors import Failure, UserError
 from wmtp_jax.training import checkpoints, loop, saving
+from wmtp_jax.training.manifest import IDENTITY
 from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.records import Records
 from wmtp_jax.training.saved import find_damage, remove_old_steps, saved_steps, step_directory, step_metrics
@@ -124,6 +125,8 @@ def damage(step: Path, how: str) -> None:
         arrays.write_bytes(content)
     elif how == "not whole":
         shutil.rmtree(step / "params")
+    elif how == "no checksums":
+        (step / "checksums.json").unlink()
     else:
         (step / how).write_text("{")
 
@@ -137,6 +140,7 @@ def damage(step: Path, how: str) -> None:
         ("not whole", "it is not whole"),
         ("_CHECKPOINT_METADATA", "_CHECKPOINT_METADATA or checksums.json is damaged"),
         ("checksums.json", "_CHECKPOINT_METADATA or checksums.json is damaged"),
+        ("no checksums", "checksums.json is missing"),
     ],
 )
 def test_a_damaged_step_is_set_aside(whole, run, train_command, capsys, how: str, message: str):
@@ -161,8 +165,10 @@ def test_where_all_steps_are_damaged_training_begins_anew(whole, run, train_comm
 
 
 def test_a_step_without_checksums_is_taken_as_it_is(whole, run, train_command):
-    """Earlier versions wrote none."""
+    """Earlier versions wrote none, and did not say that there are some."""
     (run / "checkpoints/30/checksums.json").unlink()
+    path = run / "checkpoints/30/_CHECKPOINT_METADATA"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "custom_metadata": {}}))
     assert train_command(run, *LONG)["first_step"] == 30
     assert_same(run, whole[0])
 
@@ -295,6 +301,27 @@ def test_the_manifest(whole):
     assert session["hardware"]["devices"].startswith("4 x ")
     assert {"python", "jax", "orbax-checkpoint"} <= session["versions"].keys()
     assert session["code"] is None or len(session["code"]["commit"]) == 40
+
+
+def test_one_of_two_records_is_enough(run, whole, train_command):
+    (run / "settings.yaml").write_text("]")
+    train_command(run, *LONG, "training.max_steps=31")
+    (run / "run.json").write_text("null")
+    with pytest.raises(UserError, match=r"data_fingerprint: None there(?s:.*)--allow-changed rows_per_step"):
+        train_command(run, *LONG, "training.max_steps=32")
+    facts = [part for name in IDENTITY for part in ("--allow-changed", name)]
+    assert train_command(run, *LONG, flags=tuple(facts))["first_step"] == 31
+    (run / "settings.yaml").unlink()
+    (run / "run.json").unlink()
+    (run / "settings.yaml").write_text("")
+    with pytest.raises(UserError, match=r"neither settings.yaml nor run.json can be read"):
+        train_command(run, *LONG)
+
+
+@pytest.mark.parametrize("content", ["null", "{}", "[]", '{"a": 1}', '{"a": [1, 2]}'])
+def test_checksums_that_say_nothing_are_damage(run, content: str):
+    (run / "checkpoints/30/checksums.json").write_text(content)
+    assert "checksums.json" in find_damage(run / "checkpoints/30")
 
 
 def test_a_killed_session_is_known_by_its_silence(run, train_command):

@@ -79,6 +79,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _open(directory: Path, uri: str | None) -> tuple[Any, list[dict[str, Any]]]:
     """The delivery of a run, and its lines. Raises UserError where there is nothing to deliver, or nowhere."""
+    from wmtp_jax.config import without_credentials
     from wmtp_jax.settings_file import load_settings
     from wmtp_jax.training.delivery import Delivery
     from wmtp_jax.training.layout import METRICS_FILE, SETTINGS_FILE
@@ -86,6 +87,11 @@ def _open(directory: Path, uri: str | None) -> tuple[Any, list[dict[str, Any]]]:
     from wmtp_jax.training.metrics_file import read_metrics
 
     stage = read_stage(directory)
+    if uri and without_credentials(uri) != uri:
+        raise UserError(
+            "--uri holds a user, a password or a query; put them into .env (MLFLOW_TRACKING_USERNAME, "
+            "MLFLOW_TRACKING_PASSWORD), or the whole address as MLFLOW_TRACKING_URI"
+        )
     override = [f"tracking.uri={json.dumps(uri)}", "tracking.mlflow=true"] if uri else []
     settings = load_settings(directory / SETTINGS_FILE, override)
     if not settings.tracking.mlflow:

@@ -263,3 +263,11 @@ def test_losses_do_not_depend_on_packing(train, stage: str):
         sums.append(step(params, source[np.arange(len(source))])[0])
     assert float(sums[0].documents if stage == "critic" else sums[0].targets_n[0]) > 20
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), *sums)
+
+
+def test_a_step_may_be_a_single_row():
+    numbers = batch_numbers(10, rows_per_step=1, accumulation=1, seed=0)
+    first, second = ([int(numbers[epoch * 10 + i][0, 0]) for i in range(10)] for epoch in range(2))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    assert len(numbers[:25]) == 25

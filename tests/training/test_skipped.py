@@ -232,7 +232,7 @@ def test_too_many_skipped_say_where_and_what(train_command, tmp_path, contents, 
     assert len(tasks) > 8
     assert f"step {first}: train/loss is nan" in message
     assert "not finite: train/grad_norm, train/loss" in message
-    assert f"The last good step is {first - 1}, the last saved one {first - 1}; what is in" in message
+    assert f"The last good step is {first - 1}, the last saved one up to then {first - 1}; what is in" in message
     assert f"This batch: tasks {', '.join(tasks[:8])} and {len(tasks) - 8} more; rows " in message
     assert f"rows {', '.join(map(str, rows[:8]))} and 8 more (all skipped batches are in {BAD_BATCHES_FILE}" in message
     assert [line["task_ids"] for line in bad_lines(tmp_path / "run")] == [tasks]

@@ -25,6 +25,9 @@ from wmtp_jax.parallel.sharding import place_rows
 _READ = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
 
+_MOST_EPOCHS = 2**20  # the settings allow a million
+
+
 class RowSource:
     """The examples of a split as rows of tokens, which are read from the disk when they are asked for.
 
@@ -218,7 +221,8 @@ def batch_numbers(
     ``rows_per_unit`` rows stay together, one below the other.
     """
     if order is None:
-        units = grain.MapDataset.range(n_rows // rows_per_unit).seed(seed).shuffle().repeat()
+        # Not without end: where a batch is one unit, its length would be more than Python's len can say.
+        units = grain.MapDataset.range(n_rows // rows_per_unit).seed(seed).shuffle().repeat(_MOST_EPOCHS)
     else:
         units = grain.MapDataset.source(order)
 

@@ -30,6 +30,7 @@ from wmtp_jax.training.layout import CHECKPOINTS_FOLDER
 from wmtp_jax.training.saved import (
     METRICS_ITEM,
     PROGRESS_ITEM,
+    WITH_CHECKSUMS,
     add_metrics,
     remove_old_steps,
     remove_unfinished,
@@ -171,7 +172,7 @@ class Checkpoints:
         self._step = step
         try:
             folder = step_directory(self._run_directory, step)
-            self._checkpointer.save(folder.resolve(), args=ocp.args.Composite(**items))
+            self._checkpointer.save(folder.resolve(), args=ocp.args.Composite(**items), custom_metadata=WITH_CHECKSUMS)
         except Exception as error:  # as in `_settle`
             self._fail(error)
             return

@@ -237,7 +237,9 @@ class Delivery:
         if self._settings.experiment.description:
             tags["mlflow.note.content"] = self._settings.experiment.description
         try:
-            return self._client.create_run(experiment_id, run_name=self._settings.experiment.name, tags=tags)
+            started = next((line.get("time") for _, line in metric_lines(self._directory / METRICS_FILE)), None)
+            name = self._settings.experiment.name
+            return self._client.create_run(experiment_id, start_time=started, run_name=name, tags=tags)
         except Exception:
             self._in_doubt = True  # a slow server may make it after all, beside the one of the next attempt
             raise
@@ -249,9 +251,11 @@ def _read_note(path: Path) -> dict[str, Any]:
         return {}
     try:
         note = dict(json.loads(path.read_text()))
-    except ValueError:
+        if "servers" not in note:  # an earlier version knew one server
+            return {"servers": {note["uri"]: {"run_id": note["run_id"]}}}
+        for known in note["servers"].values():
+            dict(known["delivered"]), dict(known["artifacts"])
+        return {**note, "id": str(note["id"])}
+    except (ValueError, TypeError, KeyError, AttributeError):
         err.print(f"[yellow]{path} is damaged[/]; another MLflow run is begun", highlight=False, soft_wrap=True)
         return {}
-    if "servers" not in note:  # an earlier version knew one server
-        return {"servers": {note["uri"]: {"run_id": note["run_id"]}}}
-    return note

@@ -296,6 +296,7 @@ def _train(
             # A session that was killed between these two has left its line.
             if not any(line["step"] == first_step and VALIDATION_LOSS in line for line in read_metrics(run.directory)):
                 log.validation(first_step, validation)
+            err.print(f"step {first_step}: val/loss {validation[VALIDATION_LOSS]:.4f}, owed since it was stopped there")
             checkpoints.complete(first_step, validation)
         bar = stack.enter_context(Steps("training", last_step - first_step, every=0.05))
         clock, stop = SaveClock(run, checkpoints, bar.note), Meeting("stop")

@@ -130,9 +130,12 @@ def _write_description(directory: Path, *description: Any) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
-    """``run.json``; None where there is none. Raises ValueError where it is damaged."""
-    path = directory / RUN_FILE
-    return dict(json.loads(path.read_text())) if path.is_file() else None
+    """``run.json``; None where there is none, or nothing of it can be read."""
+    try:
+        record = json.loads((directory / RUN_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def read_stage(directory: Path) -> str:
@@ -230,7 +233,9 @@ def close_sessions(run: Run) -> None:
 
 def _closed_sessions(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The sessions of a record, of which none goes on any more."""
-    return [{"ended": "no word (killed, or the machine was lost)", **entry} for entry in record.get("sessions", [])]
+    sessions = record.get("sessions")
+    silent = {"ended": "no word (killed, or the machine was lost)"}
+    return [silent | entry for entry in sessions if isinstance(entry, dict)] if isinstance(sessions, list) else []
 
 
 def _now() -> str:

@@ -46,6 +46,8 @@ class MetricsFile:
                 os.ftruncate(self._file, whole)
             if whole and os.pread(self._file, 1, whole - 1) != b"\n":
                 os.write(self._file, b"\n")
+            if first_step and not whole:
+                err.print(f"[yellow]{self._path}: holds nothing up to step {first_step}[/], where the run goes on")
         except OSError as error:
             raise Failure(
                 f"{self._path}: cannot be opened for writing ({error.strerror}); nothing in it was changed. See to the "

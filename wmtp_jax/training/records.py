@@ -119,7 +119,8 @@ class Records:
         most = self._run.settings.training.max_skipped_steps
         if in_a_row > most:
             self._wait()
-            good, saved = step - in_a_row, saved_steps(self._run.directory)
+            good, directory = step - in_a_row, self._run.directory
+            saved = [saved for saved in saved_steps(directory) if saved <= good]
             advice = (
                 "If the level has changed for good, continue with a larger training.max_skipped_steps, or start "
                 "another run with a larger training.spike_sigma; if not"
@@ -127,14 +128,14 @@ class Records:
                 else "If it was there from the first step, look for NaN in the model (`python -m conversion verify`) "
                 "and in the scores of the critic or reference; if it came on after good steps"
             )
+            at = f"a saved step (model.path={directory}@{saved[-1]}, or an earlier one)" if saved else "the beginning"
+            listed = "" if self._unwritten else f" (all skipped batches are in {BAD_BATCHES_FILE} there)"
             raise Failure(
                 f"step {step}: {figures}; {why}; {in_a_row} updates in a row were skipped, more than "
-                f"training.max_skipped_steps {most}; stopped. The last good step is {good or 'none'}, the last "
-                f"saved one {saved[-1] if saved else 'none'}; what is in {self._run.directory} is untouched. "
-                f"This batch: tasks {_some(tasks)}; rows {_some(rows)}"
-                f"{'' if self._unwritten else f' (all skipped batches are in {BAD_BATCHES_FILE} there)'}. {advice}, "
-                "look at these batches, and start another run (experiment.name) from a saved step "
-                "(model.path=RUN@latest) with a lower training.learning_rate or training.max_grad_norm."
+                f"training.max_skipped_steps {most}; stopped. The last good step is {good or 'none'}, the last saved "
+                f"one up to then {saved[-1] if saved else 'none'}; what is in {directory} is untouched. This batch: "
+                f"tasks {_some(tasks)}; rows {_some(rows)}{listed}. {advice}, look at these batches, and start another "
+                f"run (experiment.name) from {at} with a lower training.learning_rate or training.max_grad_norm."
             )
 
     def _keep_batch(self, step: int, why: str, values: dict[str, float], batch: Batch) -> tuple[list[int], list[str]]:

@@ -17,13 +17,13 @@ from wmtp_jax.errors import UserError
 from wmtp_jax.files import WRITING, check_name
 from wmtp_jax.parallel.distributed import is_first, process_id
 from wmtp_jax.settings_file import as_yaml, flatten
-from wmtp_jax.training.layout import RUN_FILE, SETTINGS_FILE
+from wmtp_jax.training.layout import CHECKPOINTS_FOLDER, RUN_FILE, SETTINGS_FILE
 from wmtp_jax.training.manifest import IDENTITY, identity, read_record
 from wmtp_jax.training.objective import trained_part
 from wmtp_jax.training.run import Run
 from wmtp_jax.training.saved import saved_steps, step_metrics
 from wmtp_jax.training.stages import Stage
-from wmtp_jax.volumes import LOCK_FILE, check_writable
+from wmtp_jax.volumes import LOCK_FILE, check_writable, lock_run
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -84,8 +84,13 @@ def check_directory(directory: Path, settings: Settings, allowed: Collection[str
     check_writable(directory, "checkpoint.save_dir")
     # What `write_whole` was killed over is no file of anybody's.
     holds = {path.name for path in directory.iterdir() if path.suffix != WRITING} if directory.is_dir() else set()
-    if holds - {LOCK_FILE} and RUN_FILE not in holds:
+    if holds - {LOCK_FILE} and not holds & {RUN_FILE, SETTINGS_FILE}:
         raise UserError(f"{directory}: holds files, but no run; name an empty or new folder as checkpoint.save_dir")
+    if (directory / CHECKPOINTS_FOLDER).is_file():
+        raise UserError(f"{directory / CHECKPOINTS_FOLDER}: is a file, where the run keeps its steps; remove it")
+    if holds and is_first():
+        with lock_run(directory):  # told now, not when the data is read
+            pass
 
 
 def find_changes(run: Run, allowed: Collection[str]) -> tuple[dict[str, Any] | None, Changes]:
@@ -100,20 +105,19 @@ def find_changes(run: Run, allowed: Collection[str]) -> tuple[dict[str, Any] | N
     """
     directory = run.directory
     has_steps = bool(saved_steps(directory))
-    try:
-        record = read_record(directory)
-        if record is None:
-            return None, {}
-        settings = yaml.safe_load((directory / SETTINGS_FILE).read_text())
-        before = {**flatten(_with_defaults(settings, run.stage)), **{name: record.get(name) for name in IDENTITY}}
-    except (ValueError, AttributeError, OSError, yaml.YAMLError) as error:
+    record = read_record(directory)
+    settings = _read_settings(directory) or (record or {}).get("settings")
+    if not isinstance(settings, dict) or (record is None and not has_steps):
         if not has_steps:
             return None, {}
         raise UserError(
-            f"{directory}: {SETTINGS_FILE} or {RUN_FILE} is damaged ({error}); restore it, or start another run "
-            "with --override checkpoint.save_dir=..."
-        ) from error
-    if has_steps and "order_sha256" not in record:
+            f"{directory}: neither {SETTINGS_FILE} nor {RUN_FILE} can be read, so nothing says what made its steps. "
+            f"Restore one of them; or start another run (checkpoint.save_dir) from them: model.path={directory}@latest"
+        )
+    # Where one of the two is lost, the other stands for both; what nothing tells any more can be allowed.
+    known = record or {}
+    before = {**flatten(_with_defaults(settings, run.stage)), **{name: known.get(name) for name in IDENTITY}}
+    if has_steps and record and "data_fingerprint" in record and "order_sha256" not in record:
         raise UserError(
             f"{directory}: an earlier version of wmtp_jax made this run, and laid its examples into other rows; it "
             "cannot be continued. Its checkpoints can be used as before (model.path, load_model); start another run "
@@ -123,13 +127,14 @@ def find_changes(run: Run, allowed: Collection[str]) -> tuple[dict[str, Any] | N
     for facts in (before, now):
         facts["training.train"] = trained_part(run.stage, facts.get("training.train"))
     different = {name: pair for name, pair in _differences(before, now).items() if not name.startswith(_FREE)}
-    refused = {n: pair for n, pair in different.items() if n.startswith(_FORM) or not _is_allowed(n, allowed)}
+    lost = {name for name, (there, _) in different.items() if name in IDENTITY and there is None}
+    form = [name for name in different if name.startswith(_FORM) and name not in lost]
+    refused = {name: pair for name, pair in different.items() if name in form or not _is_allowed(name, allowed)}
     if not refused:
-        return record, different
+        return known, different
     if not has_steps:
         return None, {}
     listing = "\n  ".join(f"{_for_people(name)}: {a} there, {b} now" for name, (a, b) in refused.items())
-    form = [name for name in refused if name.startswith(_FORM)]
     flags = " ".join(f"--allow-changed {name}" for name in refused)
     accept = f" ({', '.join(form)} cannot be allowed: the saved state would not fit)" if form else ""
     accept = accept or f", or accept what has changed with {flags}"
@@ -138,6 +143,15 @@ def find_changes(run: Run, allowed: Collection[str]) -> tuple[dict[str, Any] | N
         f"Take the settings back (they are in its {SETTINGS_FILE}) to continue it{accept}, or start another run with "
         "--override experiment.name=... or checkpoint.save_dir=..."
     )
+
+
+def _read_settings(directory: Path) -> dict[str, Any] | None:
+    """``settings.yaml``; None where nothing of it can be read."""
+    try:
+        settings = yaml.safe_load((directory / SETTINGS_FILE).read_text())
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def _is_allowed(name: str, allowed: Collection[str]) -> bool:

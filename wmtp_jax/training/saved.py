@@ -22,6 +22,7 @@ from wmtp_jax.files import sha256_of, write_whole
 from wmtp_jax.models.store import ADAPTER_FOLDER, PARAMS_FOLDER
 from wmtp_jax.training.layout import CHECKPOINTS_FOLDER, CHECKSUMS_FILE, NEEDED_FILE
 
+WITH_CHECKSUMS = {"checksums": True}  # in Orbax's metadata of a step: it is damaged if they are away
 METRICS_ITEM, PROGRESS_ITEM = "metrics", "progress"
 VALIDATION_LOSS = "val/loss"
 
@@ -110,7 +111,8 @@ def needed_steps(run_directory: Path) -> list[int]:
         return []
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{path}: is damaged ({error}); it lists the steps that other runs rest on, as [3, 8]"
+            f"{path}: is damaged ({error}); it lists the steps that other runs rest on, as [3, 8] (what they name as "
+            "base.path in their config.json). Write it anew, or remove it if there are none"
         ) from error
 
 
@@ -178,12 +180,18 @@ def find_damage(folder: Path, items: Iterable[str] | None = None) -> str | None:
       OSError: the disk does not give the files.
     """
     try:
-        json.loads((folder / _METADATA_FILE).read_text())
+        made_with = json.loads((folder / _METADATA_FILE).read_text())["custom_metadata"]
+        if made_with != WITH_CHECKSUMS and not (folder / CHECKSUMS_FILE).exists():
+            return None
         record = dict(json.loads((folder / CHECKSUMS_FILE).read_text()))
+        if not all(isinstance(size, int) and isinstance(digest, str) for size, digest in record.values()):
+            raise ValueError("no sizes and digests")
     except FileNotFoundError as error:
-        return None if str(error.filename).endswith(CHECKSUMS_FILE) else f"{_METADATA_FILE} is missing"
-    except ValueError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, TypeError, KeyError) as error:
         return f"{_METADATA_FILE} or {CHECKSUMS_FILE} is damaged ({error})"
+    if not record:
+        return f"{CHECKSUMS_FILE} is empty"
     wanted = None if items is None else tuple(f"{item}/" for item in items)
     record = {name: entry for name, entry in record.items() if wanted is None or name.startswith(wanted)}
     for name, (size, _) in record.items():

@@ -40,7 +40,8 @@ class SaveClock:
         """Whether to save after this step; called once after the start of every step. Tells what has failed."""
         if failure := self._checkpoints.failure():
             self._next = min(self._next, time.monotonic() + _RETRY_S)
-            self._tell(f"{self._describe(failure)}; training goes on, and it is tried again in {_RETRY_S:.0f} s")
+            again = f"it is tried again in {_RETRY_S:.0f} s or at the next save"
+            self._tell(f"{self._describe(failure)}; training goes on, and {again}")
         # The clock of process 0 counts for all.
         if is_first() and time.monotonic() >= self._next and not self._checkpoints.is_saving:
             self._next = math.inf
@@ -61,7 +62,7 @@ class SaveClock:
             if pause is None:
                 raise Failure(
                     f"{self._describe(failure)}: what was trained after that is lost. Make room (or mend the volume) "
-                    "and give the same command: it goes on from there"
+                    "and give the same command: it goes on from the last good checkpoint, or begins anew without one"
                 )
             self._tell(f"{self._describe(failure)}; it is tried again in {pause:.0f} s")
             time.sleep(pause)
