@@ -210,7 +210,7 @@ class Chain:
         waiting = [outcome for outcome in self.outcomes if outcome.lost is None]
         for outcome in waiting:
             outcome.heard += text
-        found = re.search(r"continuing \S+ from step (\d+)|is finished: step (\d+) of", text)
+        found = re.search(r"continuing .+ from step (\d+)|is finished: step (\d+) of", text)
         if not found and "training: " not in text:
             return  # it did not come that far
         began = int(found[1] or found[2]) if found else 0
