@@ -351,7 +351,7 @@ def _train(
             save()
             clock.saved()
             if stopping or step == last_step:
-                clock.settle(save, hurry=stopping)
+                clock.settle(step, save, hurry=stopping)
                 break
             log.start()
         if stopping:

@@ -48,8 +48,8 @@ class SaveClock:
             self._meeting.ask(step)
         return self._meeting.due(step)
 
-    def settle(self, save: Callable[[], None], *, hurry: bool) -> None:
-        """Waits until the last save is on the disk, which ``save`` starts again where it fails.
+    def settle(self, step: int, save: Callable[[], None], *, hurry: bool) -> None:
+        """Waits until the last ``step`` is on the disk; ``save`` starts saving it again where that fails.
 
         Raises:
           Failure: it cannot be saved. With ``hurry`` it is not tried for long.
@@ -57,7 +57,7 @@ class SaveClock:
         for pause in (*(_LAST_PAUSES_S[:1] if hurry else _LAST_PAUSES_S), None):
             self._checkpoints.wait()
             failure = self._checkpoints.failure()
-            if failure is None:
+            if failure is None or failure.step != step:  # one before it may have failed, and does not count any more
                 return
             if pause is None:
                 raise Failure(
