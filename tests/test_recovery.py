@@ -191,8 +191,8 @@ def test_a_full_disk_does_not_stop_the_training(whole, train_command, tmp_path: 
     monkeypatch.setattr(saving, "_RETRY_S", 0.0)
     train_command(tmp_path / "run", *LONG)
     said = capsys.readouterr().err
-    assert "step 10 could not be saved" in said
-    assert "the disk is full: No space left on device); there is no checkpoint yet; training goes on" in said
+    # Training may be some saves further when it is told: it did not wait.
+    assert re.search(r"step 10 could not be saved .*\(the disk is full: No space left on device\); the", said)
     assert saved_steps(tmp_path / "run") == saved_steps(whole[0])
     assert_same(tmp_path / "run", whole[0])
 

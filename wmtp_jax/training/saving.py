@@ -57,7 +57,10 @@ class SaveClock:
         for pause in (*(_LAST_PAUSES_S[:1] if hurry else _LAST_PAUSES_S), None):
             self._checkpoints.wait()
             failure = self._checkpoints.failure()
-            if failure is None or failure.step != step:  # one before it may have failed, and does not count any more
+            if failure is None:
+                return
+            if failure.step != step:  # one before it, which does not count any more
+                self._tell(self._describe(failure))
                 return
             if pause is None:
                 raise Failure(
