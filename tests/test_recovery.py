@@ -20,7 +20,14 @@ from wmtp_jax.training import checkpoints, loop, saving
 from wmtp_jax.training.manifest import IDENTITY
 from wmtp_jax.training.metrics_file import read_metrics
 from wmtp_jax.training.records import Records
-from wmtp_jax.training.saved import find_damage, remove_old_steps, saved_steps, step_directory, step_metrics
+from wmtp_jax.training.saved import (
+    find_damage,
+    latest_sound_step,
+    remove_old_steps,
+    saved_steps,
+    step_directory,
+    step_metrics,
+)
 from wmtp_jax.volumes import lock_run
 
 LONG = ("training.n_epochs=3", "checkpoint.save_every_steps=10")
@@ -143,15 +150,17 @@ def damage(step: Path, how: str) -> None:
         ("no checksums", "checksums.json is missing"),
     ],
 )
-def test_a_damaged_step_is_set_aside(whole, run, train_command, capsys, how: str, message: str):
+def test_a_damaged_step_is_set_aside(run, capsys, how: str, message: str):
     damage(run / "checkpoints/30", how)
-    figures = train_command(run, *LONG)
+    assert latest_sound_step(run) == 20
     said = capsys.readouterr().err
-    assert figures["first_step"] == 20
-    assert "checkpoints/30 is damaged" in said
-    assert "30.damaged; going on from step 20" in said
+    assert re.search(rf"checkpoints/30 is damaged: .*{message}.*30.damaged; going on from step 20", said)
     assert (run / "checkpoints/30.damaged").is_dir()
-    assert re.search(message, said)
+
+
+def test_a_run_goes_on_from_the_step_before_a_damaged_one(whole, run, train_command):
+    damage(run / "checkpoints/30", "altered")
+    assert train_command(run, *LONG)["first_step"] == 20
     assert_same(run, whole[0])
 
 

@@ -9,16 +9,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wmtp_jax.config import Settings
 from wmtp_jax.console import err, out, print_json, table
 from wmtp_jax.data.sample_report import sample_table
 from wmtp_jax.errors import run_command
-from wmtp_jax.settings_file import as_yaml, load_settings, production_preset
+from wmtp_jax.interruption import Interrupted, Interruption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from wmtp_jax.interruption import Interruption
+    from wmtp_jax.config import Settings
     from wmtp_jax.training.stages import Stage
 
 EPILOG = """examples:
@@ -35,18 +34,16 @@ configs/README.md explains every setting."""
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
-    from wmtp_jax.interruption import Interrupted, Interruption
-    from wmtp_jax.parallel.distributed import is_first
-    from wmtp_jax.processes import join_processes
-
-    join_processes()
     with Interruption() as interruption:
+        # Inside, because these take seconds to import: a signal may come at any time.
         try:
             figures = _run(args, interruption)
-        except Interrupted:
+        except (Interrupted, ImportError):
+            if interruption.requested is None:
+                raise
             figures = {"stopped_by": interruption.requested}
             err.print("nothing was lost: no step was being trained", highlight=False)
-    if args.json and is_first():
+    if args.json and not err.quiet:
         print_json(figures)
     elif not args.json and "steps" in figures:
         _show_summary(figures)
@@ -58,9 +55,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, interruption: Interruption) -> dict[str, Any]:
     """Trains, or shows what would be trained; returns the figures."""
-    from wmtp_jax.processes import agreed
+    from wmtp_jax.processes import agreed, join_processes
 
+    join_processes()
     with agreed("checking what is asked for"):
+        from wmtp_jax.settings_file import load_settings, production_preset
         from wmtp_jax.training.stages import find_stage
 
         stage = find_stage(args.stage)
@@ -122,6 +121,7 @@ def _use_compilation_cache(settings: Settings) -> None:
 def _dry_run(stage: Stage, settings: Settings, console: Console) -> dict[str, Any]:
     """Shows what a run would be and returns the figures."""
     from wmtp_jax.models import store
+    from wmtp_jax.settings_file import as_yaml
     from wmtp_jax.training.objective import make_objective
     from wmtp_jax.training.run import run_directory, sketch_run
     from wmtp_jax.training.step import split_params

@@ -257,7 +257,7 @@ def _alike(one: np.ndarray, other: np.ndarray, elastic: bool) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if elastic:
-        return np.allclose(one.astype(np.float64), other.astype(np.float64), rtol=1e-4, atol=1e-5)
+        return np.allclose(one.astype(np.float64), other.astype(np.float64), rtol=1e-5, atol=1e-5)
     return one.tobytes() == other.tobytes()
 
 
