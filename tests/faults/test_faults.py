@@ -34,6 +34,7 @@ CHAINS = {
         "optimizer: a file cut short",
         "SIGKILL in a validation",
     ],
+    "elastic": ["restart on other devices", "restart on other devices"],
 }
 
 
