@@ -180,7 +180,7 @@ def find_damage(folder: Path, items: Iterable[str] | None = None) -> str | None:
       OSError: the disk does not give the files.
     """
     try:
-        made_with = json.loads((folder / _METADATA_FILE).read_text())["custom_metadata"]
+        made_with = dict(json.loads((folder / _METADATA_FILE).read_text())).get("custom_metadata")
         if made_with != WITH_CHECKSUMS and not (folder / CHECKSUMS_FILE).exists():
             return None
         record = dict(json.loads((folder / CHECKSUMS_FILE).read_text()))
@@ -188,7 +188,7 @@ def find_damage(folder: Path, items: Iterable[str] | None = None) -> str | None:
             raise ValueError("no sizes and digests")
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError) as error:
         return f"{_METADATA_FILE} or {CHECKSUMS_FILE} is damaged ({error})"
     if not record:
         return f"{CHECKSUMS_FILE} is empty"
