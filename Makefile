@@ -1,6 +1,6 @@
 # make demo   set up and train every stage in small on the embedded problems (about ten minutes)
 # make test   what CI runs          make lint   style and types
-# make soak   200 faults injected into runs of all stages: what they cost (half an hour; SOAK="--faults 60 --seed 1")
+# make soak   200 faults injected into runs of all stages: what they cost (a quarter of an hour; SOAK="--faults 60 --seed 1")
 # make schema settings reference    make bench  benchmarks         make clean
 
 PYTHON ?= python3

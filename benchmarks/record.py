@@ -5,7 +5,6 @@ import datetime
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import jax
 
 from wmtp_jax.console import out, print_json, table
+from wmtp_jax.provenance import code_revision
 
 RESULTS = Path("benchmarks/RESULTS.md")
 
@@ -51,7 +51,7 @@ def show(args: argparse.Namespace, title: str, command: str, figures: dict[str, 
 
 def _record(title: str, command: str, rows: Sequence[Sequence[str]]) -> None:
     """Appends ``rows`` (name, value), with the date, the device, the versions and the commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = (code_revision() or {"commit": "unknown"})["commit"][:7]
     device = (
         f"{jax.devices()[0].device_kind} ({platform.machine()}, {jax.device_count()} device, {os.cpu_count()} cores)"
     )
@@ -59,8 +59,7 @@ def _record(title: str, command: str, rows: Sequence[Sequence[str]]) -> None:
         "",
         f"## {title}: {datetime.date.today()}",
         "",
-        f"`{command}`; {device}; jax {jax.__version__}, Python {platform.python_version()}; after commit "
-        f"{commit.stdout.strip() or 'unknown'}.",
+        f"`{command}`; {device}; jax {jax.__version__}, Python {platform.python_version()}; after commit {commit}.",
         "",
         "| | |",
         "|---|---:|",
