@@ -179,6 +179,8 @@ def test_a_critic_of_an_earlier_version_resumes(runs: Path, train_command, tmp_p
     store.write_description(run, found.config, found.source)
     shutil.rmtree(run / "checkpoints/2/params")
     (run / "checkpoints/2/checksums.json").unlink()  # nor were there checksums
+    metadata = run / "checkpoints/2/_CHECKPOINT_METADATA"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "custom_metadata": {}}))
     store.write_params(run / "checkpoints/2", whole)
     settings = (f"model.path={runs / 'policy'}", "model.param_dtype=bfloat16")
     with pytest.raises(UserError, match=r"training.train: head there, lora now"):

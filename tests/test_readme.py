@@ -96,9 +96,8 @@ def test_readme_commands_run_as_written(tmp_path: Path):
     run = tmp_path / "storage/checkpoints/baseline/first-look"
     for name in ("checkpoints", "config.json", "tokenizer", "metrics.jsonl", "mlflow.db", "settings.yaml", "run.json"):
         assert (run / name).exists(), name
-    # This guide goes on with the data set of the README.
+    # This guide goes on with the run of the README.
     run_commands(RECOVERY[0], tmp_path, "")
-    interrupted = tmp_path / "storage/checkpoints/baseline/interrupted"
-    sessions = json.loads((interrupted / "run.json").read_text())["sessions"]
-    assert [(session["first_step"], session["last_step"]) for session in sessions] == [(0, 8), (8, 12), (12, 14)]
+    sessions = json.loads((run / "run.json").read_text())["sessions"]
+    assert [(session["first_step"], session["last_step"]) for session in sessions] == [(0, 20), (20, 24), (24, 26)]
     assert sessions[-1]["changed"] == {"training.learning_rate": [3e-3, 1e-3]}
