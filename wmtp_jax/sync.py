@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         runs, mistakes = [], []
         for path in dict.fromkeys(args.runs):
             try:
-                read_stage(path)
+                stage = read_stage(path)
                 stack.enter_context(lock_run(path))  # a run that is being trained delivers by itself
-                runs.append((path, *_open(path, args.uri)))
+                runs.append((path, *_open(path, stage, args.uri)))
             except UserError as error:  # of several, which a pattern may name, the others go on
                 mistakes.append(error)
         if not runs:
@@ -77,16 +77,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _open(directory: Path, uri: str | None) -> tuple[Any, list[dict[str, Any]]]:
+def _open(directory: Path, stage: str, uri: str | None) -> tuple[Any, list[dict[str, Any]]]:
     """The delivery of a run, and its lines. Raises UserError where there is nothing to deliver, or nowhere."""
     from wmtp_jax.config import without_credentials
     from wmtp_jax.settings_file import load_settings
     from wmtp_jax.training.delivery import Delivery
     from wmtp_jax.training.layout import METRICS_FILE, SETTINGS_FILE
-    from wmtp_jax.training.manifest import read_stage
     from wmtp_jax.training.metrics_file import read_metrics
 
-    stage = read_stage(directory)
     if uri and without_credentials(uri) != uri:
         raise UserError(
             "--uri holds a user, a password or a query; put them into .env (MLFLOW_TRACKING_USERNAME, "

@@ -141,12 +141,18 @@ def _second_process(chain: Chain, name: str, left: int) -> Outcome | None:
     return outcome
 
 
-def _full_disk(chain: Chain, name: str, left: int) -> Outcome | None:
-    """A save fails; there is room again a moment later, and the run is saved without having been stopped."""
+def _start_to_fill(chain: Chain) -> Process:
+    """A session whose disk is full from its first save on."""
     process = chain.start(points=[Point(_SAVE, "hold")], constants=_QUICK)
     with chain.held(process) as there:
         if there:
             _limit_files(process, _FILE_BYTES)
+    return process
+
+
+def _full_disk(chain: Chain, name: str, left: int) -> Outcome | None:
+    """A save fails; there is room again a moment later, and the run is saved without having been stopped."""
+    process = _start_to_fill(chain)
     chain.wait_for(process, lambda: "could not be saved" in process.text)
     steps = saved_steps(chain.run)
     _limit_files(process, resource.RLIM_INFINITY)
@@ -159,10 +165,7 @@ def _full_disk(chain: Chain, name: str, left: int) -> Outcome | None:
 
 
 def _disk_stays_full(chain: Chain, name: str, left: int) -> Outcome | None:
-    process = chain.start(points=[Point(_SAVE, "hold")], constants=_QUICK)
-    with chain.held(process) as there:
-        if there:
-            _limit_files(process, _FILE_BYTES)
+    process = _start_to_fill(chain)
     says = r"the last good checkpoint is that of|there is no checkpoint yet"
     outcome = chain.ended(name, process, (1,), rf"({says}).*: what was trained after that is lost", at_most=LAST)
     outcome.exit_seconds = None

@@ -15,6 +15,7 @@ import tensorstore as ts
 import tiny
 from faults.tracker import Server
 from faults.victim import Process
+from metric_lines import untimed_metrics
 
 from wmtp_jax.models import store
 from wmtp_jax.training.manifest import read_record
@@ -23,7 +24,6 @@ from wmtp_jax.training.saved import best_step, saved_steps, step_directory, step
 
 EVERY = 6  # updates between two saves of the schedule
 LAST = 50  # the last step of all runs
-_TIMING = ("time", "perf/", "system/")
 
 
 class Kind(NamedTuple):
@@ -211,10 +211,7 @@ def differences(run: Path, reference: Path, *, elastic: bool, all_saved: bool = 
     validated = [[step for step in saved_steps(where) if step_metrics(where, step)] for where in (run, reference)]
     if (all_saved and validated[0] != validated[1]) or (not elastic and best_step(run) != best_step(reference)):
         found.append(f"validated steps are {validated[0]}, best {best_step(run)}; {validated[1]} there")
-    lines, wanted = (
-        [{name: value for name, value in line.items() if not name.startswith(_TIMING)} for line in read_metrics(where)]
-        for where in (run, reference)
-    )
+    lines, wanted = untimed_metrics(run), untimed_metrics(reference)
     if [(line["step"], *sorted(line)) for line in lines] != [(line["step"], *sorted(line)) for line in wanted]:
         found.append("metrics.jsonl has other lines or names")
     else:

@@ -141,8 +141,8 @@ def read_record(directory: Path) -> dict[str, Any] | None:
 def read_stage(directory: Path) -> str:
     """The stage of a run. Raises UserError where the directory is not a run's."""
     try:
-        return str(json.loads((directory / RUN_FILE).read_text())["stage"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str((read_record(directory) or {})["stage"])
+    except (OSError, KeyError) as error:
         raise UserError(f"{directory}: not a run directory (no readable {RUN_FILE})") from error
 
 

@@ -72,7 +72,7 @@ def check_directory(directory: Path, settings: Settings, allowed: Collection[str
     Raises:
       UserError: it cannot, or holds something else; or a name in ``allowed`` is that of no setting.
     """
-    known = [*flatten(yaml.safe_load(as_yaml(settings))), *IDENTITY]
+    known = [*_flat(settings), *IDENTITY]
     for name in allowed:
         if not any(full == name or full.startswith(f"{name}.") for full in known):
             close = difflib.get_close_matches(name, known, n=1)
@@ -123,7 +123,7 @@ def find_changes(run: Run, allowed: Collection[str]) -> tuple[dict[str, Any] | N
             "cannot be continued. Its checkpoints can be used as before (model.path, load_model); start another run "
             "with --override experiment.name=... or checkpoint.save_dir=..."
         )
-    now = {**flatten(yaml.safe_load(as_yaml(run.settings))), **identity(run)}
+    now = {**_flat(run.settings), **identity(run)}
     for facts in (before, now):
         facts["training.train"] = trained_part(run.stage, facts.get("training.train"))
     different = {name: pair for name, pair in _differences(before, now).items() if not name.startswith(_FREE)}
@@ -143,6 +143,11 @@ def find_changes(run: Run, allowed: Collection[str]) -> tuple[dict[str, Any] | N
         f"Take the settings back (they are in its {SETTINGS_FILE}) to continue it{accept}, or start another run with "
         "--override experiment.name=... or checkpoint.save_dir=..."
     )
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    """Settings by dotted names, in the types that a settings file gives."""
+    return flatten(yaml.safe_load(as_yaml(settings)))
 
 
 def _read_settings(directory: Path) -> dict[str, Any] | None:
@@ -165,7 +170,7 @@ def _for_people(name: str) -> str:
 def run_facts(run: Run, saved: list[int]) -> dict[str, Any]:
     """What must be the same in every process of a run."""
     validated = [step for step in saved if step_metrics(run.directory, step)]
-    settings = flatten(yaml.safe_load(as_yaml(run.settings)))
+    settings = _flat(run.settings)
     return {**settings, **identity(run), "saved steps": saved, "validated steps": validated}
 
 

@@ -143,14 +143,17 @@ def remove_unfinished(run_directory: Path, step: int | None = None) -> None:
 
 def write_checksums(folder: Path) -> None:
     """Writes down size and SHA-256 of all files below a step's folder."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    listed = [(name, path) for name, path in zip(names, paths, strict=True) if name not in _UNCHECKED]
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name not in _UNCHECKED]
     with ThreadPoolExecutor(_THREADS) as pool:
-        digests = pool.map(sha256_of, [path for _, path in listed])
-        record = {name: [path.stat().st_size, digest] for (name, path), digest in zip(listed, digests, strict=True)}
+        record = dict(zip(names, pool.map(_size_and_digest, [folder / name for name in names]), strict=True))
     (folder / CHECKSUMS_FILE).write_text(json.dumps(record, indent=0) + "\n")
     os.sync()  # all of it is on the disk before the step gets its name and older ones go
+
+
+def _size_and_digest(path: Path) -> list[Any]:
+    """What `CHECKSUMS_FILE` says of a file."""
+    return [path.stat().st_size, sha256_of(path)]
 
 
 def add_metrics(run_directory: Path, step: int, metrics: dict[str, float]) -> None:
@@ -161,7 +164,7 @@ def add_metrics(run_directory: Path, step: int, metrics: dict[str, float]) -> No
     write_whole(path, json.dumps(metrics))
     if (folder / CHECKSUMS_FILE).is_file():
         record = json.loads((folder / CHECKSUMS_FILE).read_text())
-        record[path.relative_to(folder).as_posix()] = [path.stat().st_size, sha256_of(path)]
+        record[path.relative_to(folder).as_posix()] = _size_and_digest(path)
         write_whole(folder / CHECKSUMS_FILE, json.dumps(record, indent=0) + "\n")
 
 
@@ -213,10 +216,11 @@ def latest_sound_step(run_directory: Path) -> int | None:
       Failure: the disk does not give the files.
     """
     folder = run_directory / CHECKPOINTS_FOLDER
+    steps = saved_steps(run_directory)
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.isdigit() and int(path.name) not in saved_steps(run_directory):
+        if path.name.isdigit() and int(path.name) not in steps:
             _set_aside(path, "it is not whole")
-    for step in reversed(saved_steps(run_directory)):
+    for step in reversed(steps):
         path = step_directory(run_directory, step)
         try:
             damage = find_damage(path)

@@ -51,9 +51,8 @@ class Tracking:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        if interrupted:
-            self.close("KILLED", _FLUSH_S)
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.stop()
         else:
             self.close("FINISHED" if kind is None else "FAILED")
 
